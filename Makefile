@@ -1,0 +1,70 @@
+# Every target works right after `git clone` on a machine with Rust; what else it needs is installed, and said.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Nothing async may be in the normal dependency tree, on any platform.
+ASYNC := ^(tokio|async-|smol|futures)
+
+CHAOS_MINUTES ?= 5
+SOAK_MINUTES ?= 10
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= reply entries url pem
+# cargo-fuzz needs a nightly compiler; another one can be named here.
+NIGHTLY ?= nightly
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install a Redis server and openssl where they are missing (done by the targets that need them)
+	@.ci/install-redis
+
+# The dev profile: the shortest way from a fresh clone to a running demo, and `make test` goes on from what it built.
+.PHONY: demo
+demo: setup ## publish and receive 10 messages through a private server
+	cargo run --example stream_demo -- --count 10
+
+.PHONY: test
+test: setup ## run every test, with and without default features
+	cargo test --no-fail-fast
+	cargo test --no-fail-fast --no-default-features
+
+.PHONY: lint
+lint: ## formatting, clippy, documentation, and no async crate in the tree
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	@tree=$$(cargo tree --edges normal --target all --all-features --prefix none); \
+	found=$$(grep -E '$(ASYNC)' <<<"$$tree" || true); \
+	if [ -n "$$found" ]; then printf 'async crates in the dependency tree:\n%s\n' "$$found" >&2; exit 1; fi; \
+	echo "no async crate among $$(cut -d ' ' -f 1,2 <<<"$$tree" | sort -u | wc -l) crates"
+
+.PHONY: bench
+bench: setup ## run the benchmarks (under 5 minutes)
+	cargo bench
+
+.PHONY: chaos
+chaos: setup ## torture server and network for CHAOS_MINUTES=5 and count every entry
+	CHAOS_MINUTES=$(CHAOS_MINUTES) cargo test --release --test chaos -- --nocapture
+
+.PHONY: soak
+soak: setup ## watch memory and file descriptors for SOAK_MINUTES=10
+	SOAK_MINUTES=$(SOAK_MINUTES) cargo test --release --test soak -- --nocapture
+
+# libFuzzer writes what it finds interesting into the first folder; the seeds in the second stay as they are.
+.PHONY: fuzz
+fuzz: ## fuzz every target for FUZZ_SECONDS=60 each (needs nightly and cargo-fuzz)
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	@cargo +$(NIGHTLY) --version >/dev/null 2>&1 || \
+		{ echo "no $(NIGHTLY) compiler: rustup toolchain install nightly --profile minimal" >&2; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+		echo "fuzzing $$target for $(FUZZ_SECONDS) s"; \
+		mkdir -p "tests/fuzz/target/corpus/$$target"; \
+		cargo +$(NIGHTLY) fuzz run --fuzz-dir tests/fuzz "$$target" \
+			"tests/fuzz/target/corpus/$$target" "tests/fuzz/corpus/$$target" \
+			-- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1; \
+	done

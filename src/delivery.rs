@@ -1,0 +1,283 @@
+//! The guard around an entry that was delivered and is not acknowledged yet.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::commands;
+use crate::endpoint::{Member, StreamInput, StreamOutput};
+use crate::entry::{Entry, EntryId};
+use crate::error::{Error, Result};
+use crate::pool::StepPool;
+
+/// An entry that the server has delivered to this consumer and expects an acknowledgement for.
+///
+/// **Dropping a delivery acknowledges nothing.** The entry stays pending, and comes again: to this consumer when it starts
+/// anew, or to another one once it lay idle for [`claim_idle`](StreamInput::claim_idle). So an early return with `?` and a
+/// panic in the handler are safe. [`on_drop`](Delivery::on_drop) chooses otherwise.
+///
+/// The methods that end a delivery consume it: [`ack`](Delivery::ack) when the work is done,
+/// [`release`](Delivery::release) and [`retry_after`](Delivery::retry_after) to have it done again,
+/// [`dead_letter`](Delivery::dead_letter) to give up on it, [`leave`](Delivery::leave) to do nothing. Each issues one
+/// command through the pool: it waits at most `connection_available_timeout` for a connection and then `socket_timeout` for
+/// the answer. When it fails, the entry stays pending; it is never lost.
+///
+/// A delivery owns its data and can be sent to another thread.
+///
+/// ```no_run
+/// # use step_redis::{PoolParams, StepPool, StepStream, StreamInput};
+/// # fn handle(order: &str) -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let stream = StepStream::new(StepPool::connect(PoolParams::default())?);
+/// let input = StreamInput::new("orders", "billing");
+/// while let Some(delivery) = stream.receive(&input)? {
+///     handle(delivery.text()?)?; // an error drops the delivery here: the entry stays pending
+///     delivery.ack()?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a delivery that is dropped stays pending; acknowledge it with `ack()`"]
+pub struct Delivery {
+    entry: Entry,
+    deliveries: u64,
+    on_drop: OnDrop,
+    settled: bool,
+    settler: Arc<dyn Settle>,
+}
+
+/// What dropping a [`Delivery`] does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// Nothing: the entry stays pending and comes again. The default.
+    #[default]
+    Leave,
+    /// As [`Delivery::release`]: the entry may be taken by anyone at once.
+    Release,
+    /// As [`Delivery::ack`], except while the thread is panicking: then the entry stays pending.
+    ///
+    /// With this, `?` in a handler acknowledges an entry that nobody has processed.
+    Ack,
+}
+
+/// How a delivery ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Settlement<'a> {
+    Ack,
+    Release,
+    RetryAfter(Duration),
+    DeadLetter(&'a str),
+    Leave,
+}
+
+/// Where a delivery came from, and who carries out its end.
+pub(crate) trait Settle: Send + Sync {
+    fn stream_id(&self) -> &str;
+    fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()>;
+}
+
+impl Delivery {
+    pub(crate) fn new(entry: Entry, deliveries: u64, settler: Arc<dyn Settle>) -> Delivery {
+        Delivery { entry, deliveries, on_drop: OnDrop::Leave, settled: false, settler }
+    }
+
+    /// The entry's id.
+    pub fn id(&self) -> EntryId {
+        self.entry.id()
+    }
+
+    /// The stream that the entry is in.
+    pub fn stream_id(&self) -> &str {
+        self.settler.stream_id()
+    }
+
+    /// The entry itself.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The value of the field `message`; empty when there is no such field.
+    pub fn payload(&self) -> &[u8] {
+        self.entry.payload()
+    }
+
+    /// The payload as text.
+    ///
+    /// # Errors
+    /// [`Error::NotUtf8`]; the delivery can still be acknowledged.
+    pub fn text(&self) -> Result<&str> {
+        self.entry.text()
+    }
+
+    /// The value of the first field with this name.
+    pub fn field(&self, name: &str) -> Option<&[u8]> {
+        self.entry.field(name)
+    }
+
+    /// All fields as `(name, value)`, in the publisher's order, repeats included.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entry.fields()
+    }
+
+    /// How often the entry was delivered: 1 the first time, the server's count when it was claimed or read again.
+    pub fn delivery_count(&self) -> u64 {
+        self.deliveries
+    }
+
+    /// Chooses what dropping this delivery does.
+    pub fn on_drop(mut self, on_drop: OnDrop) -> Delivery {
+        self.on_drop = on_drop;
+        self
+    }
+
+    /// Acknowledges the entry: it is done and does not come again (`XACK`).
+    ///
+    /// An entry that somebody else has acknowledged in the meantime is fine too.
+    ///
+    /// # Errors
+    /// Those of a command through the pool. The entry stays pending and comes again.
+    pub fn ack(self) -> Result<()> {
+        self.end(Settlement::Ack)
+    }
+
+    /// Offers the entry to everyone at once, this consumer included (`XCLAIM` with the idle time set to `claim_idle`).
+    /// Does nothing if another consumer has taken it over.
+    ///
+    /// # Errors
+    /// Those of a command through the pool. The entry stays pending.
+    pub fn release(self) -> Result<()> {
+        self.end(Settlement::Release)
+    }
+
+    /// Has the entry come again after `delay`, not before. The server keeps the time, so a restart does not forget it
+    /// (`XCLAIM` with the idle time set to `claim_idle - delay`). Does nothing if another consumer has taken it over.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when `delay` is longer than [`claim_idle`](StreamInput::claim_idle), which is the longest time the
+    /// server can keep; those of a command through the pool. The entry stays pending.
+    pub fn retry_after(self, delay: Duration) -> Result<()> {
+        self.end(Settlement::RetryAfter(delay))
+    }
+
+    /// Gives up on the entry: copies it to the dead letter stream, with its origin and the reason, and acknowledges it, in
+    /// one step at the server. Does nothing if another consumer has taken it over.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when no dead letter stream is named ([`StreamInput::dead_letter`]); those of a command through
+    /// the pool. The entry stays pending.
+    pub fn dead_letter(self, reason: &str) -> Result<()> {
+        self.end(Settlement::DeadLetter(reason))
+    }
+
+    /// Leaves the entry pending, as dropping the delivery does by default, whatever [`on_drop`](Delivery::on_drop) says.
+    pub fn leave(self) {
+        // Leaving sends nothing that could fail.
+        let _ = self.end(Settlement::Leave);
+    }
+
+    fn end(mut self, settlement: Settlement<'_>) -> Result<()> {
+        self.settled = true;
+        self.settler.settle(&self.entry, self.deliveries, settlement)
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let settlement = match self.on_drop {
+            OnDrop::Release => Settlement::Release,
+            OnDrop::Ack if !std::thread::panicking() => Settlement::Ack,
+            OnDrop::Ack | OnDrop::Leave => Settlement::Leave,
+        };
+        if let Err(error) = self.settler.settle(&self.entry, self.deliveries, settlement) {
+            log::warn!("entry {} of {} stays pending: {error}", self.entry.id(), self.settler.stream_id());
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("stream_id", &self.stream_id())
+            .field("entry", &self.entry)
+            .field("delivery_count", &self.deliveries)
+            .field("on_drop", &self.on_drop)
+            .finish()
+    }
+}
+
+/// Ends deliveries through the pool, each in one confirmed round trip.
+#[derive(Debug)]
+pub(crate) struct PoolSettler {
+    pool: StepPool,
+    member: Member,
+    claim_idle: Duration,
+    dead_letters: Option<StreamOutput>,
+}
+
+impl PoolSettler {
+    pub(crate) fn new(pool: StepPool, member: Member, input: &StreamInput) -> PoolSettler {
+        PoolSettler { pool, member, claim_idle: input.claim_idle, dead_letters: input.dead_letter.clone() }
+    }
+
+    fn offer_in(&self, entry: &Entry, delay: Duration) -> Result<()> {
+        let idle = self.claim_idle.checked_sub(delay).ok_or_else(|| {
+            let longest = self.claim_idle;
+            Error::params("delay", format!("longer than `claim_idle` ({longest:?}); the server cannot keep it that long"))
+        })?;
+        commands::set_idle(&mut *self.pool.get()?, &self.member, idle, &[entry.id()]).map(drop)
+    }
+
+    fn bury(&self, entry: &Entry, deliveries: u64, reason: &str) -> Result<()> {
+        let output = self.dead_letters.as_ref().ok_or_else(|| {
+            Error::params("dead_letter", "no dead letter stream is named; give the input one with `dead_letter(output)`")
+        })?;
+        bury(&mut *self.pool.get()?, &self.member, entry, deliveries, output, reason)
+    }
+}
+
+impl Settle for PoolSettler {
+    fn stream_id(&self) -> &str {
+        &self.member.stream_id
+    }
+
+    fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
+        match settlement {
+            Settlement::Ack => commands::ack(&mut *self.pool.get()?, &self.member, &[entry.id()]).map(drop),
+            Settlement::Release => self.offer_in(entry, Duration::ZERO),
+            Settlement::RetryAfter(delay) => self.offer_in(entry, delay),
+            Settlement::DeadLetter(reason) => self.bury(entry, deliveries, reason),
+            Settlement::Leave => Ok(()),
+        }
+    }
+}
+
+/// The names of the fields that follow an entry's own in the dead letter stream, in this order.
+pub(crate) const DEAD_LETTER_FIELDS: [&str; 6] =
+    ["origin-stream", "origin-group", "origin-consumer", "origin-id", "deliveries", "reason"];
+
+/// Copies an entry to the dead letter stream with its origin and the reason, and acknowledges it.
+pub(crate) fn bury(
+    connection: &mut crate::connection::Connection,
+    member: &Member,
+    entry: &Entry,
+    deliveries: u64,
+    output: &StreamOutput,
+    reason: &str,
+) -> Result<()> {
+    let (id, deliveries) = (entry.id().to_string(), deliveries.to_string());
+    let origin = [&*member.stream_id, &*member.group, &*member.consumer, &id, &deliveries, reason];
+    let mut fields: Vec<(&[u8], &[u8])> = entry.fields().collect();
+    fields.extend(DEAD_LETTER_FIELDS.iter().zip(&origin).map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+    let buried = commands::dead_letter(connection, member, entry.id(), output, &fields)?;
+    if let (Some(_), Some(ttl)) = (buried, output.ttl) {
+        let refreshed = commands::refresh(connection, &output.stream_id, ttl);
+        if let Err(error) = refreshed {
+            log::warn!("the expiry of stream {} was not refreshed: {error}", output.stream_id);
+        }
+    }
+    Ok(())
+}

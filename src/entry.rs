@@ -1,0 +1,350 @@
+//! What a stream holds: entry ids, entries, and the messages that become entries. Pure data, no I/O.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+mod decode;
+
+pub(crate) use decode::{Claimed, Delivered, claimed, delivered, entries};
+
+/// The field that carries the payload of a message made of a plain string or bytes.
+pub(crate) const PAYLOAD_FIELD: &[u8] = b"message";
+
+/// The id of an entry: milliseconds of the server's clock, and a sequence number within the millisecond.
+///
+/// Ids are ordered as the stream is.
+///
+/// ```
+/// use step_redis::EntryId;
+///
+/// let id: EntryId = "1700000000000-7".parse()?;
+/// assert_eq!((id.milliseconds, id.sequence), (1_700_000_000_000, 7));
+/// assert!(id < EntryId::MAX && id.to_string() == "1700000000000-7");
+/// # Ok::<(), step_redis::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// Milliseconds since 1970 by the server's clock.
+    pub milliseconds: u64,
+    /// Distinguishes the entries of one millisecond.
+    pub sequence: u64,
+}
+
+impl EntryId {
+    /// `0-0`, before every entry.
+    pub const MIN: EntryId = EntryId::new(0, 0);
+    /// The greatest id a stream can hold.
+    pub const MAX: EntryId = EntryId::new(u64::MAX, u64::MAX);
+
+    /// The id `milliseconds-sequence`.
+    pub const fn new(milliseconds: u64, sequence: u64) -> EntryId {
+        EntryId { milliseconds, sequence }
+    }
+
+    /// Reads the form the server sends, `milliseconds-sequence`.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<EntryId> {
+        let mut parts = bytes.splitn(2, |&byte| byte == b'-');
+        Some(EntryId { milliseconds: digits(parts.next()?)?, sequence: digits(parts.next()?)? })
+    }
+
+    /// Appends the id in the server's form.
+    pub(crate) fn write_to(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(itoa::Buffer::new().format(self.milliseconds).as_bytes());
+        out.push(b'-');
+        out.extend_from_slice(itoa::Buffer::new().format(self.sequence).as_bytes());
+    }
+}
+
+fn digits(bytes: &[u8]) -> Option<u64> {
+    if bytes.is_empty() {
+        return None;
+    }
+    bytes.iter().try_fold(0_u64, |value, &byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        value.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.milliseconds, self.sequence)
+    }
+}
+
+impl FromStr for EntryId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<EntryId> {
+        EntryId::from_bytes(text.as_bytes())
+            .ok_or_else(|| Error::params("entry id", "not of the form milliseconds-sequence, such as 1700000000000-0"))
+    }
+}
+
+/// One entry of a stream: its id and its fields, in the order and with the repeats the publisher gave them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    id: EntryId,
+    /// All fields in one allocation, each as: length of the name, length of the value (`u32`, little endian), name, value.
+    fields: Box<[u8]>,
+}
+
+impl Entry {
+    /// The entry's id.
+    pub fn id(&self) -> EntryId {
+        self.id
+    }
+
+    /// The value of the field `message`; empty when there is no such field.
+    pub fn payload(&self) -> &[u8] {
+        self.find(PAYLOAD_FIELD).unwrap_or_default()
+    }
+
+    /// The payload as text.
+    ///
+    /// # Errors
+    /// [`Error::NotUtf8`] when it is not UTF-8; [`payload`](Entry::payload) still has the bytes.
+    pub fn text(&self) -> Result<&str> {
+        std::str::from_utf8(self.payload()).map_err(|source| Error::NotUtf8 { id: self.id, source })
+    }
+
+    /// The value of the first field with this name.
+    pub fn field(&self, name: &str) -> Option<&[u8]> {
+        self.find(name.as_bytes())
+    }
+
+    /// All fields as `(name, value)`, in order, repeats included.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        Fields { rest: &self.fields }
+    }
+
+    fn find(&self, name: &[u8]) -> Option<&[u8]> {
+        Fields { rest: &self.fields }.find(|(field, _)| *field == name).map(|(_, value)| value)
+    }
+}
+
+/// The names only: values are payload, and payloads do not belong in logs.
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.fields().map(|(name, _)| String::from_utf8_lossy(name)).collect();
+        f.debug_struct("Entry").field("id", &self.id).field("fields", &names).finish()
+    }
+}
+
+/// Collects the fields of an entry in their packed form.
+#[derive(Debug)]
+struct PackedFields(Vec<u8>);
+
+impl PackedFields {
+    fn with_capacity(bytes: usize) -> PackedFields {
+        PackedFields(Vec::with_capacity(bytes))
+    }
+
+    /// `None` when a name or value is longer than a `u32` counts; the server's own bound is far below.
+    fn push(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        self.0.extend_from_slice(&u32::try_from(name.len()).ok()?.to_le_bytes());
+        self.0.extend_from_slice(&u32::try_from(value.len()).ok()?.to_le_bytes());
+        self.0.extend_from_slice(name);
+        self.0.extend_from_slice(value);
+        Some(())
+    }
+
+    fn into_entry(self, id: EntryId) -> Entry {
+        Entry { id, fields: self.0.into_boxed_slice() }
+    }
+}
+
+/// Walks over packed fields.
+#[derive(Clone, Debug)]
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name_length, rest) = self.rest.split_first_chunk()?;
+        let (value_length, rest) = rest.split_first_chunk()?;
+        let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*name_length) as usize)?;
+        let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value_length) as usize)?;
+        self.rest = rest;
+        Some((name, value))
+    }
+}
+
+/// What is published: one payload, or named fields.
+///
+/// Made of `&str`, `String`, `&[u8]`, `Vec<u8>` and their references, it has one field named `message`. With
+/// [`Message::new`] and [`field`](Message::field) it has any fields; order and repeats are kept.
+///
+/// ```
+/// use step_redis::Message;
+///
+/// let plain: Message = "hello".into();
+/// let fields = Message::new().field("kind", "speed").field("value", 52.to_string());
+/// # let _ = (plain, fields);
+/// ```
+#[derive(Clone)]
+pub struct Message<'a>(Content<'a>);
+
+type Bytes<'a> = Cow<'a, [u8]>;
+
+#[derive(Clone)]
+enum Content<'a> {
+    Payload(Bytes<'a>),
+    Fields(Vec<(Bytes<'a>, Bytes<'a>)>),
+}
+
+impl<'a> Message<'a> {
+    /// A message without a field yet. It needs at least one to be published.
+    pub fn new() -> Message<'a> {
+        Message(Content::Fields(Vec::new()))
+    }
+
+    /// Adds a field behind those already there. A message made of a payload keeps it as its first field.
+    pub fn field(mut self, name: impl IntoBytes<'a>, value: impl IntoBytes<'a>) -> Message<'a> {
+        let field = (name.into_bytes(), value.into_bytes());
+        match &mut self.0 {
+            Content::Fields(fields) => fields.push(field),
+            Content::Payload(payload) => {
+                let payload = std::mem::take(payload);
+                self.0 = Content::Fields(vec![(Cow::Borrowed(PAYLOAD_FIELD), payload), field]);
+            }
+        }
+        self
+    }
+
+    /// The number of fields.
+    pub(crate) fn len(&self) -> usize {
+        match &self.0 {
+            Content::Payload(_) => 1,
+            Content::Fields(fields) => fields.len(),
+        }
+    }
+
+    /// Calls `each` with the name and value of every field, in order.
+    pub(crate) fn for_each_field(&self, mut each: impl FnMut(&[u8], &[u8])) {
+        match &self.0 {
+            Content::Payload(payload) => each(PAYLOAD_FIELD, payload),
+            Content::Fields(fields) => fields.iter().for_each(|(name, value)| each(name, value)),
+        }
+    }
+}
+
+impl Default for Message<'_> {
+    fn default() -> Self {
+        Message::new()
+    }
+}
+
+/// Sizes only: values are payload, and payloads do not belong in logs.
+impl fmt::Debug for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_map();
+        self.for_each_field(|name, value| {
+            fields.entry(&String::from_utf8_lossy(name), &format_args!("{} bytes", value.len()));
+        });
+        fields.finish()
+    }
+}
+
+impl<'a, T: IntoBytes<'a>> From<T> for Message<'a> {
+    fn from(payload: T) -> Message<'a> {
+        Message(Content::Payload(payload.into_bytes()))
+    }
+}
+
+/// Text or bytes, borrowed or owned, that can be a field's name or value.
+///
+/// Implemented for `&str`, `String`, `&[u8]`, `Vec<u8>`, byte arrays, their references and `Cow`s.
+pub trait IntoBytes<'a>: sealed::Sealed {
+    /// The bytes, copied only if they have to be.
+    fn into_bytes(self) -> Cow<'a, [u8]>;
+}
+
+mod sealed {
+    /// Keeps the list of byte-like types ours, so that it can grow without breaking anyone.
+    pub trait Sealed {}
+}
+
+macro_rules! into_bytes {
+    ($($type:ty: $this:ident => $bytes:expr;)*) => {$(
+        impl<'a> sealed::Sealed for $type {}
+        impl<'a> IntoBytes<'a> for $type {
+            fn into_bytes(self) -> Cow<'a, [u8]> {
+                let $this = self;
+                $bytes
+            }
+        }
+    )*};
+}
+
+into_bytes! {
+    &'a str: text => Cow::Borrowed(text.as_bytes());
+    &'a String: text => Cow::Borrowed(text.as_bytes());
+    &'a [u8]: bytes => Cow::Borrowed(bytes);
+    &'a Vec<u8>: bytes => Cow::Borrowed(bytes);
+    String: text => Cow::Owned(text.into_bytes());
+    Vec<u8>: bytes => Cow::Owned(bytes);
+    Cow<'a, [u8]>: bytes => bytes;
+    Cow<'a, str>: text => match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+    };
+}
+
+impl<const LENGTH: usize> sealed::Sealed for &[u8; LENGTH] {}
+impl<'a, const LENGTH: usize> IntoBytes<'a> for &'a [u8; LENGTH] {
+    fn into_bytes(self) -> Cow<'a, [u8]> {
+        Cow::Borrowed(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_and_written_in_the_servers_form() {
+        for text in ["0-0", "1-2", "18446744073709551615-18446744073709551615"] {
+            let id: EntryId = text.parse().unwrap();
+            let mut written = Vec::new();
+            id.write_to(&mut written);
+            assert_eq!((id.to_string().as_str(), written.as_slice()), (text, text.as_bytes()));
+        }
+        for text in ["", "-", "1", "1-", "-1", "1-2-3", "a-1", "18446744073709551616-0", " 1-1", "+1-1"] {
+            assert!(text.parse::<EntryId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_keep_order_and_repeats() {
+        let mut packed = PackedFields::with_capacity(0);
+        for (name, value) in [("a", "1"), ("b", ""), ("a", "2"), ("", "x")] {
+            packed.push(name.as_bytes(), value.as_bytes()).unwrap();
+        }
+        let entry = packed.into_entry(EntryId::MIN);
+        let fields: Vec<_> = entry.fields().collect();
+        assert_eq!(fields, [(&b"a"[..], &b"1"[..]), (b"b", b""), (b"a", b"2"), (b"", b"x")]);
+        assert_eq!(entry.field("a"), Some(&b"1"[..]));
+        assert_eq!(entry.field("c"), None);
+        assert_eq!(entry.payload(), b"");
+    }
+
+    #[test]
+    fn a_payload_keeps_its_place_when_fields_follow() {
+        let message = Message::from("hello").field("kind", vec![1, 2]);
+        let mut fields = Vec::new();
+        message.for_each_field(|name, value| fields.push((name.to_vec(), value.to_vec())));
+        assert_eq!(fields, [(b"message".to_vec(), b"hello".to_vec()), (b"kind".to_vec(), vec![1, 2])]);
+    }
+
+    #[test]
+    fn debug_shows_no_payload() {
+        let message = Message::new().field("token", "top secret");
+        assert!(!format!("{message:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,167 @@
+//! Stream entries straight from a reply's bytes, without a `redis::Value` in between.
+
+use super::{Entry, EntryId, PackedFields};
+use crate::resp::{Cursor, Malformed, Token};
+
+/// What `XREADGROUP` and the claim commands hand out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    Entry(Entry),
+    /// The entry is pending, but its content was trimmed or deleted.
+    Gone(EntryId),
+}
+
+/// The reply of `XAUTOCLAIM`.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    /// Where to go on; `0-0` when the whole pending list was seen.
+    pub(crate) next: EntryId,
+    pub(crate) entries: Vec<Entry>,
+    /// Pending entries whose content is gone. Servers from 7.0 have already taken them off the pending list.
+    pub(crate) gone: Vec<EntryId>,
+}
+
+/// Decodes the reply of `XREADGROUP` for one stream: an array of pairs in RESP2, a map in RESP3, null when nothing came.
+pub(crate) fn delivered(reply: &mut Cursor<'_>) -> Result<Vec<Delivered>, Malformed> {
+    let streams = match reply.next()? {
+        Token::Nil => return Ok(Vec::new()),
+        Token::Map(streams) => streams,
+        Token::Array(streams) => {
+            for _ in 0..streams.min(1) {
+                if reply.array()? != Some(2) {
+                    return Err("a stream that is not a pair of name and entries");
+                }
+            }
+            streams
+        }
+        _ => return Err("something else where streams belong"),
+    };
+    match streams {
+        0 => Ok(Vec::new()),
+        1 => {
+            reply.bytes()?;
+            let count = reply.array()?.unwrap_or_default();
+            // A complete reply really holds this many entries, so the capacity is not the peer's to choose.
+            let mut delivered = Vec::with_capacity(count);
+            for _ in 0..count {
+                delivered.extend(one(reply)?);
+            }
+            Ok(delivered)
+        }
+        _ => Err("more streams than were asked for"),
+    }
+}
+
+/// Decodes the reply of `XAUTOCLAIM`: two elements and null entries before Redis 7.0, three elements since.
+pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
+    let parts = reply.array()?.unwrap_or_default();
+    if parts < 2 {
+        return Err("fewer than two elements in the reply of XAUTOCLAIM");
+    }
+    let mut claimed = Claimed { next: id(reply)?, ..Claimed::default() };
+    for _ in 0..reply.array()?.unwrap_or_default() {
+        match one(reply)? {
+            Some(Delivered::Entry(entry)) => claimed.entries.push(entry),
+            Some(Delivered::Gone(id)) => claimed.gone.push(id),
+            None => {}
+        }
+    }
+    if parts > 2 {
+        for _ in 0..reply.array()?.unwrap_or_default() {
+            claimed.gone.push(id(reply)?);
+        }
+    }
+    for _ in 3..parts {
+        reply.skip()?;
+    }
+    Ok(claimed)
+}
+
+/// Decodes a plain list of entries, as `XRANGE` answers.
+pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
+    let mut entries = Vec::new();
+    for _ in 0..reply.array()?.unwrap_or_default() {
+        if let Some(Delivered::Entry(entry)) = one(reply)? {
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// One `[id, fields]`; null where a server before 7.0 has nothing but a hole to show.
+fn one(reply: &mut Cursor<'_>) -> Result<Option<Delivered>, Malformed> {
+    let Some(parts) = reply.array()? else { return Ok(None) };
+    if parts < 2 {
+        return Err("an entry without fields");
+    }
+    let id = id(reply)?;
+    let delivered = fields(reply, id)?;
+    for _ in 2..parts {
+        reply.skip()?;
+    }
+    Ok(Some(delivered))
+}
+
+fn fields(reply: &mut Cursor<'_>, id: EntryId) -> Result<Delivered, Malformed> {
+    let Some(elements) = reply.array()? else { return Ok(Delivered::Gone(id)) };
+    if elements % 2 != 0 {
+        return Err("a field without a value");
+    }
+    // Walked twice: once for the size, so that each entry is one allocation of just the right size.
+    let mut packed_length = 0;
+    let mut sizes = reply.clone();
+    for _ in 0..elements {
+        packed_length += 4 + sizes.bytes()?.len();
+    }
+    let mut packed = PackedFields::with_capacity(packed_length);
+    for _ in 0..elements / 2 {
+        let (name, value) = (reply.bytes()?, reply.bytes()?);
+        packed.push(name, value).ok_or("a field longer than 4 GiB")?;
+    }
+    Ok(Delivered::Entry(packed.into_entry(id)))
+}
+
+fn id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
+    EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, fields: &[(&str, &str)]) -> Entry {
+        let mut packed = PackedFields::with_capacity(0);
+        for (name, value) in fields {
+            packed.push(name.as_bytes(), value.as_bytes()).unwrap();
+        }
+        packed.into_entry(id.parse().unwrap())
+    }
+
+    #[test]
+    fn both_shapes_of_a_read_reply() {
+        let body = "$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*4\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\n1-2\r\n*-1\r\n";
+        let expected = [
+            Delivered::Entry(entry("1-1", &[("a", "b"), ("a", "")])),
+            Delivered::Gone("1-2".parse().unwrap()),
+        ];
+        for prefix in ["*1\r\n*2\r\n", "%1\r\n"] {
+            let reply = format!("{prefix}{body}");
+            assert_eq!(delivered(&mut Cursor::new(reply.as_bytes())).unwrap(), expected);
+        }
+        for nothing in ["*-1\r\n", "_\r\n", "*0\r\n", "%0\r\n"] {
+            assert_eq!(delivered(&mut Cursor::new(nothing.as_bytes())).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn both_shapes_of_a_claim_reply() {
+        let old = "*2\r\n$3\r\n0-0\r\n*2\r\n*-1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n";
+        let new = "*3\r\n$3\r\n5-0\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n*1\r\n$3\r\n1-2\r\n";
+        let claimed_old = claimed(&mut Cursor::new(old.as_bytes())).unwrap();
+        assert_eq!(claimed_old.entries, [entry("1-1", &[("a", "b")])]);
+        assert_eq!((claimed_old.next, claimed_old.gone.len()), (EntryId::MIN, 0));
+        let claimed_new = claimed(&mut Cursor::new(new.as_bytes())).unwrap();
+        assert_eq!(claimed_new.entries, [entry("1-1", &[("a", "b")])]);
+        assert_eq!((claimed_new.next, claimed_new.gone.as_slice()), (EntryId::new(5, 0), &[EntryId::new(1, 2)][..]));
+    }
+}

@@ -1,0 +1,415 @@
+//! The socket: connecting, reading and writing under one deadline, and interrupting all of it from another thread.
+//!
+//! Every call is bounded by a [`Deadline`] as a whole, not by a time limit for each system call: a peer that sends a byte
+//! now and then gains nothing. TLS stands on top of the same bounded socket, so its handshake and records obey too.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
+
+use crate::error::{ConnectStep, Error, Result};
+use crate::params::PoolParams;
+
+/// A time limit that has begun to run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    started: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// A limit that begins now.
+    pub(crate) fn after(limit: Duration) -> Deadline {
+        Deadline { started: Instant::now(), limit }
+    }
+
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// The time left; zero when it is over.
+    pub(crate) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.started.elapsed())
+    }
+
+    fn remaining(&self) -> io::Result<Duration> {
+        match self.left() {
+            Duration::ZERO => Err(self.expired()),
+            left => Ok(left),
+        }
+    }
+
+    fn expired(&self) -> io::Error {
+        io::Error::new(io::ErrorKind::TimedOut, format!("not finished within {:?}", self.limit))
+    }
+}
+
+/// Ends a connection's blocking calls from another thread, at once and without the server's help.
+///
+/// [`interrupt`](Interrupter::interrupt) shuts the socket down: the call that is blocked in connecting, reading or writing
+/// fails, and the connection is never used again. Clones interrupt the same connection.
+#[derive(Clone)]
+pub struct Interrupter {
+    state: Arc<Mutex<InterruptState>>,
+    interrupted: Receiver<()>,
+}
+
+struct InterruptState {
+    socket: Weak<socket2::Socket>,
+    /// Dropped by the interruption, which every clone of the receiver notices.
+    alive: Option<Sender<()>>,
+}
+
+impl Interrupter {
+    pub(crate) fn new() -> Interrupter {
+        let (alive, interrupted) = bounded(0);
+        let state = InterruptState { socket: Weak::new(), alive: Some(alive) };
+        Interrupter { state: Arc::new(Mutex::new(state)), interrupted }
+    }
+
+    /// Shuts the connection down. The call returns at once; a second call does nothing.
+    pub fn interrupt(&self) {
+        let mut state = self.lock();
+        state.alive = None;
+        if let Some(socket) = state.socket.upgrade() {
+            // Fails only when the peer was faster, which is just as good.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// From now on an interruption hits this socket. Fails when it has already come.
+    fn watch(&self, socket: &Arc<socket2::Socket>) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.alive.is_none() {
+            return Err(interrupted());
+        }
+        state.socket = Arc::downgrade(socket);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InterruptState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Interrupter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupter").field("interrupted", &self.lock().alive.is_none()).finish()
+    }
+}
+
+fn interrupted() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "interrupted from another thread")
+}
+
+/// A plain socket whose reads and writes end at a deadline.
+#[derive(Debug)]
+pub(crate) struct BoundedSocket {
+    socket: Arc<socket2::Socket>,
+    deadline: Deadline,
+    /// What the kernel was last told, so that it is told again only when it matters.
+    read_timeout: Duration,
+    write_timeout: Duration,
+}
+
+impl BoundedSocket {
+    fn new(socket: Arc<socket2::Socket>, deadline: Deadline) -> BoundedSocket {
+        BoundedSocket { socket, deadline, read_timeout: Duration::MAX, write_timeout: Duration::MAX }
+    }
+
+    /// Whether an idle socket is as it should be: open, with nothing to read.
+    fn idle_state(&self) -> io::Result<IdleState> {
+        self.socket.set_nonblocking(true)?;
+        let peeked = self.socket.peek(&mut [std::mem::MaybeUninit::uninit()]);
+        self.socket.set_nonblocking(false)?;
+        match peeked {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(IdleState::HasData),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(IdleState::Quiet),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What an idle socket has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdleState {
+    /// Nothing came, as it should be.
+    Quiet,
+    /// Something came that nobody asked for.
+    HasData,
+}
+
+/// The kernel's time limit for one system call, when the one it has would overshoot the deadline by more than a sixteenth,
+/// or would wake us up in vain again and again.
+fn new_timeout(current: Duration, remaining: Duration) -> Option<Duration> {
+    let tolerated = remaining + remaining / 16;
+    // A zero would mean no limit at all.
+    (current > tolerated || current < remaining / 2).then(|| remaining.max(Duration::from_millis(1)))
+}
+
+impl Read for BoundedSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let remaining = self.deadline.remaining()?;
+            if let Some(timeout) = new_timeout(self.read_timeout, remaining) {
+                self.socket.set_read_timeout(Some(timeout))?;
+                self.read_timeout = timeout;
+            }
+            match (&*self.socket).read(buffer) {
+                Err(error) if is_call_timeout(&error) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Write for BoundedSocket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        loop {
+            let remaining = self.deadline.remaining()?;
+            if let Some(timeout) = new_timeout(self.write_timeout, remaining) {
+                self.socket.set_write_timeout(Some(timeout))?;
+                self.write_timeout = timeout;
+            }
+            match (&*self.socket).write(buffer) {
+                Err(error) if is_call_timeout(&error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One system call's limit ran out, or a signal came: the deadline decides whether to go on. (On Unix, `TimedOut` means
+/// that the kernel gave the connection up.)
+fn is_call_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || cfg!(windows) && error.kind() == io::ErrorKind::TimedOut
+}
+
+/// Whether this is a [`Deadline`]'s own error, not the kernel's verdict on the connection.
+pub(crate) fn is_deadline(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
+/// The connection's byte stream: plain, or TLS on top of the plain one.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Plain(BoundedSocket),
+    #[cfg(feature = "tls")]
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, BoundedSocket>>),
+}
+
+impl Socket {
+    /// Opens the TCP or Unix socket that `params` name. All of it ends at the deadline: the name lookup, every address,
+    /// the connect itself.
+    pub(crate) fn open(
+        params: &PoolParams,
+        address: &Arc<str>,
+        deadline: Deadline,
+        interrupter: &Interrupter,
+    ) -> Result<Socket> {
+        let socket = match &params.unix_socket {
+            Some(path) => {
+                open_unix(path, deadline, interrupter).map_err(|error| Error::connect(address, ConnectStep::Open, error))?
+            }
+            None => {
+                let addresses = look_up(&params.host, params.port, deadline, interrupter)
+                    .map_err(|error| Error::connect(address, ConnectStep::Resolve, error))?;
+                open_tcp(&addresses, params, deadline, interrupter)
+                    .map_err(|error| Error::connect(address, ConnectStep::Open, error))?
+            }
+        };
+        Ok(Socket::Plain(BoundedSocket::new(socket, deadline)))
+    }
+
+    /// Shakes hands under the deadline that the socket was opened with.
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_tls(
+        self,
+        config: Arc<rustls::ClientConfig>,
+        name: rustls::pki_types::ServerName<'static>,
+    ) -> io::Result<Socket> {
+        let Socket::Plain(mut socket) = self else { return Ok(self) };
+        let mut session = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
+        while session.is_handshaking() {
+            let (read, written) = session.complete_io(&mut socket)?;
+            if read == 0 && written == 0 && session.is_handshaking() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(Socket::Tls(Box::new(rustls::StreamOwned::new(session, socket))))
+    }
+
+    /// From now on reads and writes end at this deadline.
+    pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
+        self.bounded_mut().deadline = deadline;
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        self.bounded().deadline
+    }
+
+    /// An interrupter for this socket alone.
+    pub(crate) fn interrupter(&self) -> Interrupter {
+        let interrupter = Interrupter::new();
+        interrupter.lock().socket = Arc::downgrade(&self.bounded().socket);
+        interrupter
+    }
+
+    /// Looks whether the peer closed an idle socket, or sent something unasked, without waiting.
+    pub(crate) fn idle_state(&self) -> io::Result<IdleState> {
+        self.bounded().idle_state()
+    }
+
+    fn bounded(&self) -> &BoundedSocket {
+        match self {
+            Socket::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => &stream.sock,
+        }
+    }
+
+    fn bounded_mut(&mut self) -> &mut BoundedSocket {
+        match self {
+            Socket::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => &mut stream.sock,
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.read(buffer),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.write(buffer),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Socket::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+/// The addresses of a host. The system's resolver knows no time limit, so it runs in a thread of its own, which is left
+/// behind when it takes too long and ends when the resolver gives up.
+fn look_up(host: &str, port: u16, deadline: Deadline, interrupter: &Interrupter) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (sender, found) = bounded(1);
+    let target = (host.to_owned(), port);
+    std::thread::Builder::new().name("step-redis-lookup".into()).spawn(move || {
+        // Nobody waits any more when this fails.
+        let _ = sender.send(target.to_socket_addrs().map(Vec::from_iter));
+    })?;
+    let remaining = deadline.remaining()?;
+    let addresses = select! {
+        recv(found) -> found => found.map_err(|_| io::Error::other("the resolver thread ended without an answer"))??,
+        recv(interrupter.interrupted) -> _ => return Err(interrupted()),
+        default(remaining) => return Err(deadline.expired()),
+    };
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(addresses)
+}
+
+/// Tries the addresses in turn. Each gets its share of the time that is left, so that a first one which swallows packets
+/// does not use up the chance of the next.
+fn open_tcp(
+    addresses: &[SocketAddr],
+    params: &PoolParams,
+    deadline: Deadline,
+    interrupter: &Interrupter,
+) -> io::Result<Arc<socket2::Socket>> {
+    let mut failure = None;
+    for (index, address) in addresses.iter().enumerate() {
+        let addresses_left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        let share = deadline.remaining()? / addresses_left;
+        match open_tcp_address(*address, params, share, interrupter) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if error.kind() == io::ErrorKind::TimedOut => Err(deadline.expired()),
+        Some(error) => Err(error),
+        None => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+fn open_tcp_address(
+    address: SocketAddr,
+    params: &PoolParams,
+    limit: Duration,
+    interrupter: &Interrupter,
+) -> io::Result<Arc<socket2::Socket>> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
+    let socket = Arc::new(socket);
+    // Requests are written in one piece each: waiting to fill a segment only costs time.
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(params.socket_keep_idle).with_interval(params.socket_keep_alive);
+    #[cfg(not(any(target_os = "windows", target_os = "openbsd")))]
+    let keepalive = keepalive.with_retries(params.socket_keep_cnt);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Keepalive watches an idle connection only; this bounds unacknowledged data by the same time (tcp(7)).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(params.socket_keep_idle + params.socket_keep_alive * params.socket_keep_cnt))?;
+    interrupter.watch(&socket)?;
+    socket.connect_timeout(&SockAddr::from(address), limit.max(Duration::from_millis(1)))?;
+    Ok(socket)
+}
+
+/// A full backlog makes the connect of a Unix socket wait, and only a send timeout bounds that (unix(7)).
+#[cfg(unix)]
+fn open_unix(
+    path: &std::path::Path,
+    deadline: Deadline,
+    interrupter: &Interrupter,
+) -> io::Result<Arc<socket2::Socket>> {
+    let socket = Arc::new(socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?);
+    interrupter.watch(&socket)?;
+    loop {
+        socket.set_write_timeout(Some(deadline.remaining()?.max(Duration::from_millis(1))))?;
+        match socket.connect(&SockAddr::unix(path)?) {
+            Ok(()) => return Ok(socket),
+            Err(error) if is_call_timeout(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn open_unix(_: &std::path::Path, _: Deadline, _: &Interrupter) -> io::Result<Arc<socket2::Socket>> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no Unix sockets"))
+}

@@ -1,0 +1,269 @@
+//! The bounded pool: r2d2 with our connections, a checkout that never waits longer than it says, and an error that tells
+//! why it failed.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+
+use crate::connection::{Connection, Connector};
+use crate::error::{Error, Result};
+use crate::net::{Deadline, IdleState, Interrupter};
+use crate::params::PoolParams;
+
+/// A connection that was used within this time is lent again without a look at its socket.
+const SURELY_ALIVE: Duration = Duration::from_millis(10);
+/// Threads that open connections: one more than one, so that an attempt which hangs does not hold up all others.
+const OPENING_THREADS: usize = 2;
+/// Connections beyond what is needed are closed after lying idle for this long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A bounded pool of connections. Clones share it.
+///
+/// Connections are opened when they are needed, at most [`max_connections`](PoolParams::max_connections) of them, and
+/// closed after ten idle minutes. A [`Consumer`](crate::StepStream::receive)'s blocking read holds one for as long as it
+/// waits.
+///
+/// ```no_run
+/// use step_redis::{PoolParams, StepPool};
+///
+/// let pool = StepPool::connect(PoolParams::new("127.0.0.1", 6379))?;
+/// let length: usize = redis::cmd("XLEN").arg("orders").query(&mut pool.get()?)?;
+/// # let _ = length;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct StepPool {
+    connections: r2d2::Pool<Manager>,
+    shared: Arc<Shared>,
+}
+
+/// What the pool and its manager both know.
+#[derive(Debug)]
+struct Shared {
+    connector: Connector,
+    /// Why the last attempt to connect failed, until one succeeds.
+    last_failure: Mutex<Option<Arc<Error>>>,
+    /// The connection that `StepPool::connect` proved, until the pool asks for its first.
+    proven: Mutex<Option<Connection>>,
+}
+
+/// The pool's connections at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolState {
+    /// Open connections.
+    pub connections: u32,
+    /// Open connections that nobody holds.
+    pub idle: u32,
+    /// Connections held by callers.
+    pub in_use: u32,
+    /// The bound, [`PoolParams::max_connections`].
+    pub max: u32,
+}
+
+impl StepPool {
+    /// Makes a pool and proves one connection: name lookup, socket, TLS, credentials, database and a `PING`.
+    ///
+    /// Waits at most `socket_connect_timeout` in total.
+    ///
+    /// # Errors
+    /// [`Error::Params`] and [`Error::Tls`] before anything is opened; [`Error::Connect`] with the step that failed;
+    /// [`Error::Auth`].
+    pub fn connect(params: PoolParams) -> Result<StepPool> {
+        let pool = StepPool::new(params)?;
+        let connection = pool.shared.connector.connect(&Interrupter::new())?;
+        *lock(&pool.shared.proven) = Some(connection);
+        Ok(pool)
+    }
+
+    /// Makes a pool without opening a connection; the first checkout does. Reads the certificate files, if any.
+    ///
+    /// Waits for nothing.
+    ///
+    /// # Errors
+    /// [`Error::Params`] and [`Error::Tls`].
+    pub fn new(params: PoolParams) -> Result<StepPool> {
+        let shared = Arc::new(Shared {
+            connector: Connector::new(params)?,
+            last_failure: Mutex::new(None),
+            proven: Mutex::new(None),
+        });
+        let params = shared.connector.params();
+        let threads = ScheduledThreadPool::builder()
+            .num_threads(OPENING_THREADS)
+            .thread_name_pattern("step-redis-pool-{}")
+            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
+            .build();
+        let connections = r2d2::Pool::builder()
+            .max_size(params.max_connections)
+            .min_idle(Some(0))
+            // Our own check, after the checkout, keeps to the checkout's deadline; r2d2's would not.
+            .test_on_check_out(false)
+            .idle_timeout(Some(IDLE_TIMEOUT))
+            .max_lifetime(None)
+            .thread_pool(Arc::new(threads))
+            .connection_timeout(params.connection_available_timeout)
+            .error_handler(Box::new(LogFailure(Arc::clone(shared.connector.address()))))
+            .build_unchecked(Manager(Arc::clone(&shared)));
+        Ok(StepPool { connections, shared })
+    }
+
+    /// Borrows a connection; dropping it gives it back.
+    ///
+    /// Waits at most `connection_available_timeout`, the health check included: a connection that lay idle for longer than
+    /// `health_check_interval` is lent only after it has answered a `PING`.
+    ///
+    /// # Errors
+    /// [`Error::PoolExhausted`] when none became free in time, with the last connect error as its source if connecting is
+    /// what failed.
+    pub fn get(&self) -> Result<PooledConnection> {
+        let started = Instant::now();
+        let deadline = Deadline::after(self.params().connection_available_timeout);
+        loop {
+            // r2d2 hands out an idle connection whatever the time limit is, so a limit that has run out ends the loop too.
+            let Ok(mut connection) = self.connections.get_timeout(deadline.left()) else {
+                return Err(self.exhausted(started.elapsed()));
+            };
+            match self.check(&mut connection, deadline) {
+                Ok(()) => return Ok(PooledConnection(connection)),
+                // Broken now: given back, it leaves the pool, and the next one is tried.
+                Err(error) => {
+                    log::debug!("an idle connection is discarded: {error}");
+                    *lock(&self.shared.last_failure) = Some(Arc::new(error));
+                }
+            }
+        }
+    }
+
+    /// Borrows a connection and sends `PING`: the time from the request to its answer.
+    ///
+    /// Waits at most `connection_available_timeout` and then `socket_timeout`.
+    ///
+    /// # Errors
+    /// Those of [`get`](StepPool::get), and [`Error::Lost`] or [`Error::Timeout`] when the connection fails.
+    pub fn ping(&self) -> Result<Duration> {
+        let mut connection = self.get()?;
+        let deadline = connection.command_deadline();
+        let sent = Instant::now();
+        connection.ping(deadline)?;
+        Ok(sent.elapsed())
+    }
+
+    /// How many connections there are. Waits for nothing.
+    pub fn state(&self) -> PoolState {
+        let state = self.connections.state();
+        PoolState {
+            connections: state.connections,
+            idle: state.idle_connections,
+            in_use: state.connections.saturating_sub(state.idle_connections),
+            max: self.connections.max_size(),
+        }
+    }
+
+    /// The parameters that the pool was made with.
+    pub fn params(&self) -> &PoolParams {
+        self.shared.connector.params()
+    }
+
+    /// Looks after a connection before it is lent.
+    fn check(&self, connection: &mut Connection, deadline: Deadline) -> Result<()> {
+        let idle = connection.idle_time();
+        if idle < SURELY_ALIVE {
+            return Ok(());
+        }
+        if idle > self.params().health_check_interval || connection.idle_state()? == IdleState::HasData {
+            connection.ping(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn exhausted(&self, waited: Duration) -> Error {
+        let state = self.state();
+        let held_by_callers = state.in_use >= state.max;
+        let source = lock(&self.shared.last_failure).clone().filter(|_| !held_by_callers);
+        Error::PoolExhausted {
+            waited,
+            connections: state.connections,
+            in_use: state.in_use,
+            max: state.max,
+            source,
+        }
+    }
+}
+
+impl fmt::Debug for StepPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepPool")
+            .field("address", self.shared.connector.address())
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+/// A borrowed connection. It dereferences to [`Connection`], and dropping it gives it back to the pool; one that is broken,
+/// or still owed a reply, is closed instead.
+pub struct PooledConnection(r2d2::PooledConnection<Manager>);
+
+impl Deref for PooledConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for PooledConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.deref().fmt(f)
+    }
+}
+
+/// How r2d2 opens connections and tells the broken ones.
+struct Manager(Arc<Shared>);
+
+impl r2d2::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = Error;
+
+    fn connect(&self) -> Result<Connection> {
+        if let Some(connection) = lock(&self.0.proven).take() {
+            return Ok(connection);
+        }
+        let connected = self.0.connector.connect(&Interrupter::new());
+        *lock(&self.0.last_failure) = connected.as_ref().err().map(|error| Arc::new(error.clone()));
+        connected
+    }
+
+    fn is_valid(&self, connection: &mut Connection) -> Result<()> {
+        let deadline = connection.command_deadline();
+        connection.ping(deadline)
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.is_broken()
+    }
+}
+
+/// Each failed attempt is told once, at debug: the caller who waits for the connection gets it as an error's source.
+#[derive(Debug)]
+struct LogFailure(Arc<str>);
+
+impl r2d2::HandleError<Error> for LogFailure {
+    fn handle_error(&self, error: Error) {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        log::debug!("the pool cannot connect to {}: {error}{cause}", self.0);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,407 @@
+//! RESP2 and RESP3: one token reader, on which the frame scanner, the decoder to [`redis::Value`] and the entry decoder
+//! stand; and the encoder for the commands this crate issues itself.
+//!
+//! Nothing is ever allocated because a length was announced: the buffer grows with the bytes that arrive, and values are
+//! made only of replies that are complete.
+//!
+//! Protocol: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
+
+use redis::{PushKind, Value, VerbatimFormat};
+
+/// How deep a reply may nest; the same bound as the `redis` crate's parser.
+const MAX_DEPTH: usize = 100;
+/// The longest bulk string: the server's own default bound, `proto-max-bulk-len`.
+const MAX_BULK: usize = 512 * 1024 * 1024;
+/// The most elements of one aggregate. Each takes at least three bytes on the wire.
+const MAX_ELEMENTS: usize = 1 << 28;
+/// The longest line of a simple string, error or number.
+const MAX_LINE: usize = 64 * 1024;
+/// The longest whole reply.
+pub(crate) const MAX_REPLY: usize = 1 << 31;
+
+/// Why bytes are not RESP.
+pub(crate) type Malformed = &'static str;
+
+/// One element of a reply; an aggregate announces how many elements follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Token<'a> {
+    Simple(&'a [u8]),
+    Error(&'a [u8]),
+    Int(i64),
+    Bulk(&'a [u8]),
+    Verbatim(&'a [u8]),
+    BlobError(&'a [u8]),
+    Nil,
+    Double(f64),
+    Boolean(bool),
+    BigNumber(&'a [u8]),
+    Array(usize),
+    Set(usize),
+    Push(usize),
+    Map(usize),
+    Attribute(usize),
+}
+
+impl Token<'_> {
+    /// How many elements follow that belong to this one.
+    fn children(&self) -> usize {
+        match *self {
+            Token::Array(count) | Token::Set(count) | Token::Push(count) => count,
+            Token::Map(pairs) => pairs * 2,
+            // The value that the attributes describe comes right after them.
+            Token::Attribute(pairs) => pairs * 2 + 1,
+            _ => 0,
+        }
+    }
+}
+
+/// Reads one token at the start of `bytes`, with the number of bytes it took; `None` when more bytes are needed.
+fn read_token(bytes: &[u8]) -> Result<Option<(Token<'_>, usize)>, Malformed> {
+    let Some((&kind, rest)) = bytes.split_first() else { return Ok(None) };
+    match kind {
+        b'$' => blob(rest, Token::Bulk),
+        b'=' => blob(rest, Token::Verbatim),
+        b'!' => blob(rest, Token::BlobError),
+        b':' => Ok(number(rest)?.map(|(value, length)| (Token::Int(value), 1 + length))),
+        b'*' => aggregate(rest, Token::Array),
+        b'%' => aggregate(rest, Token::Map),
+        b'~' => aggregate(rest, Token::Set),
+        b'>' => aggregate(rest, Token::Push),
+        b'|' => aggregate(rest, Token::Attribute),
+        b'+' | b'-' | b',' | b'#' | b'_' | b'(' => {
+            let Some(line) = line(rest)? else { return Ok(None) };
+            let token = match kind {
+                b'+' => Token::Simple(line),
+                b'-' => Token::Error(line),
+                b'(' => Token::BigNumber(line),
+                b',' => Token::Double(double(line)?),
+                b'#' => match line {
+                    b"t" => Token::Boolean(true),
+                    b"f" => Token::Boolean(false),
+                    _ => return Err("a boolean that is neither t nor f"),
+                },
+                _ if line.is_empty() => Token::Nil,
+                _ => return Err("a null with content"),
+            };
+            Ok(Some((token, 1 + line.len() + 2)))
+        }
+        _ => Err("an unknown type byte"),
+    }
+}
+
+/// The bytes before the next CRLF.
+fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
+    let end = bytes.windows(2).take(MAX_LINE + 1).position(|pair| pair == b"\r\n");
+    match end {
+        Some(end) => Ok(bytes.get(..end)),
+        None if bytes.len() > MAX_LINE => Err("a line longer than 64 KiB"),
+        None => Ok(None),
+    }
+}
+
+/// A decimal number up to its CRLF, with the bytes it took, CRLF included.
+fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
+    let negative = bytes.first() == Some(&b'-');
+    let start = usize::from(negative);
+    // Counted downwards, as the lowest i64 has no positive counterpart.
+    let mut value = 0_i64;
+    for (offset, &byte) in bytes.iter().enumerate().skip(start) {
+        match byte {
+            b'0'..=b'9' => {
+                value = value
+                    .checked_mul(10)
+                    .and_then(|value| value.checked_sub(i64::from(byte - b'0')))
+                    .ok_or("a number beyond 64 bits")?;
+            }
+            b'\r' if offset > start => {
+                return match bytes.get(offset + 1) {
+                    Some(b'\n') if negative => Ok(Some((value, offset + 2))),
+                    Some(b'\n') => Ok(Some((value.checked_neg().ok_or("a number beyond 64 bits")?, offset + 2))),
+                    Some(_) => Err("a carriage return without a line feed"),
+                    None => Ok(None),
+                };
+            }
+            _ => return Err("a number with a byte that is no digit"),
+        }
+        if offset > 40 {
+            return Err("a number with too many digits");
+        }
+    }
+    Ok(None)
+}
+
+fn blob<'a>(
+    bytes: &'a [u8],
+    token: fn(&'a [u8]) -> Token<'a>,
+) -> Result<Option<(Token<'a>, usize)>, Malformed> {
+    let Some((length, header)) = number(bytes)? else { return Ok(None) };
+    if length == -1 {
+        return Ok(Some((Token::Nil, 1 + header)));
+    }
+    let length = usize::try_from(length).map_err(|_| "a negative length")?;
+    if length > MAX_BULK {
+        return Err("a string longer than 512 MiB");
+    }
+    let (Some(content), Some(end)) =
+        (bytes.get(header..header + length), bytes.get(header + length..header + length + 2))
+    else {
+        return Ok(None);
+    };
+    if end != b"\r\n" {
+        return Err("a string that does not end where its length says");
+    }
+    Ok(Some((token(content), 1 + header + length + 2)))
+}
+
+fn aggregate(bytes: &[u8], token: fn(usize) -> Token<'static>) -> Result<Option<(Token<'_>, usize)>, Malformed> {
+    let Some((count, header)) = number(bytes)? else { return Ok(None) };
+    if count == -1 {
+        return Ok(Some((Token::Nil, 1 + header)));
+    }
+    let count = usize::try_from(count).map_err(|_| "a negative count")?;
+    if count > MAX_ELEMENTS {
+        return Err("an aggregate with too many elements");
+    }
+    Ok(Some((token(count), 1 + header)))
+}
+
+fn double(line: &[u8]) -> Result<f64, Malformed> {
+    std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or("a double that is no number")
+}
+
+/// Finds where a reply ends, going on where it stopped when more bytes have arrived, so that a long reply which comes in
+/// many pieces is looked at once.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    position: usize,
+    /// For each aggregate that is still open, how many of its elements are to come.
+    open: Vec<usize>,
+}
+
+impl Scanner {
+    /// Looks at `bytes`, which start where the reply starts; the reply's length when it is complete.
+    pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+        loop {
+            let rest = bytes.get(self.position..).unwrap_or_default();
+            let Some((token, length)) = read_token(rest)? else { return Ok(None) };
+            if self.open.len() >= MAX_DEPTH {
+                return Err("a reply nested deeper than 100 levels");
+            }
+            self.position += length;
+            let children = token.children();
+            if children > 0 {
+                self.open.push(children);
+                continue;
+            }
+            while let Some(remaining) = self.open.last_mut() {
+                *remaining -= 1;
+                if *remaining > 0 {
+                    break;
+                }
+                self.open.pop();
+            }
+            if self.open.is_empty() {
+                return Ok(Some(std::mem::take(&mut self.position)));
+            }
+        }
+    }
+}
+
+/// Walks over the tokens of a complete reply without copying.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(reply: &'a [u8]) -> Cursor<'a> {
+        Cursor { rest: reply }
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Token<'a>, Malformed> {
+        let (token, length) = read_token(self.rest)?.ok_or("a reply that ends early")?;
+        self.rest = self.rest.get(length..).unwrap_or_default();
+        Ok(token)
+    }
+
+    /// The number of elements of the array or set that comes next; `None` for a null.
+    pub(crate) fn array(&mut self) -> Result<Option<usize>, Malformed> {
+        match self.next()? {
+            Token::Array(count) | Token::Set(count) => Ok(Some(count)),
+            Token::Nil => Ok(None),
+            _ => Err("something else where an array belongs"),
+        }
+    }
+
+    /// The bytes of the string that comes next.
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        match self.next()? {
+            Token::Bulk(bytes) | Token::Simple(bytes) => Ok(bytes),
+            _ => Err("something else where a string belongs"),
+        }
+    }
+
+    /// Passes over the element that comes next, whatever it holds.
+    pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
+        let mut to_skip = 1_usize;
+        while to_skip > 0 {
+            to_skip = to_skip - 1 + self.next()?.children();
+        }
+        Ok(())
+    }
+
+    /// The element that comes next as the `redis` crate's value.
+    pub(crate) fn value(&mut self) -> Result<Value, Malformed> {
+        self.value_at(1)
+    }
+
+    fn value_at(&mut self, depth: usize) -> Result<Value, Malformed> {
+        if depth > MAX_DEPTH {
+            return Err("a reply nested deeper than 100 levels");
+        }
+        Ok(match self.next()? {
+            Token::Simple(b"OK") => Value::Okay,
+            Token::Simple(line) => Value::SimpleString(text(line)),
+            Token::Error(line) => server_error(line)?,
+            Token::BlobError(content) => server_error(content)?,
+            Token::Int(value) => Value::Int(value),
+            Token::Bulk(content) => Value::BulkString(content.to_vec()),
+            Token::Verbatim(content) => verbatim(content)?,
+            Token::Nil => Value::Nil,
+            Token::Double(value) => Value::Double(value),
+            Token::Boolean(value) => Value::Boolean(value),
+            Token::BigNumber(line) => Value::BigNumber(line.to_vec()),
+            Token::Array(count) => Value::Array(self.values(count, depth)?),
+            Token::Set(count) => Value::Set(self.values(count, depth)?),
+            Token::Map(pairs) => Value::Map(self.pairs(pairs, depth)?),
+            Token::Attribute(pairs) => {
+                let attributes = self.pairs(pairs, depth)?;
+                Value::Attribute { data: Box::new(self.value_at(depth + 1)?), attributes }
+            }
+            Token::Push(count) => self.push(count, depth)?,
+        })
+    }
+
+    fn values(&mut self, count: usize, depth: usize) -> Result<Vec<Value>, Malformed> {
+        // The reply is complete, so `count` elements of at least three bytes each are really there.
+        let mut values = Vec::with_capacity(count.min(self.rest.len() / 3 + 1));
+        for _ in 0..count {
+            values.push(self.value_at(depth + 1)?);
+        }
+        Ok(values)
+    }
+
+    fn pairs(&mut self, pairs: usize, depth: usize) -> Result<Vec<(Value, Value)>, Malformed> {
+        let mut values = Vec::with_capacity(pairs.min(self.rest.len() / 6 + 1));
+        for _ in 0..pairs {
+            values.push((self.value_at(depth + 1)?, self.value_at(depth + 1)?));
+        }
+        Ok(values)
+    }
+
+    fn push(&mut self, count: usize, depth: usize) -> Result<Value, Malformed> {
+        let mut data = self.values(count, depth)?.into_iter();
+        let kind = match data.next() {
+            None => PushKind::Other(String::new()),
+            Some(Value::BulkString(kind)) => push_kind(text(&kind)),
+            Some(Value::SimpleString(kind)) => push_kind(kind),
+            Some(Value::Okay) => push_kind("OK".to_owned()),
+            Some(_) => return Err("a push without a kind"),
+        };
+        Ok(Value::Push { kind, data: data.collect() })
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the line.
+fn server_error(line: &[u8]) -> Result<Value, Malformed> {
+    let mut reply = format!("-{}", String::from_utf8_lossy(line).replace("\r\n", " "));
+    reply.push_str("\r\n");
+    redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
+}
+
+/// An error reply as the `redis` crate's error.
+pub(crate) fn redis_error(line: &[u8]) -> redis::RedisError {
+    match server_error(line).map(Value::extract_error) {
+        Ok(Err(error)) => error,
+        _ => redis::RedisError::from((redis::ErrorKind::Parse, "an error line that cannot be read")),
+    }
+}
+
+fn verbatim(content: &[u8]) -> Result<Value, Malformed> {
+    let content = text(content);
+    let (format, text) = content.split_once(':').ok_or("a verbatim string without a format")?;
+    let format = match format {
+        "txt" => VerbatimFormat::Text,
+        "mkd" => VerbatimFormat::Markdown,
+        other => VerbatimFormat::Unknown(other.to_owned()),
+    };
+    Ok(Value::VerbatimString { format, text: text.to_owned() })
+}
+
+fn push_kind(kind: String) -> PushKind {
+    match kind.as_str() {
+        "invalidate" => PushKind::Invalidate,
+        "message" => PushKind::Message,
+        "pmessage" => PushKind::PMessage,
+        "smessage" => PushKind::SMessage,
+        "unsubscribe" => PushKind::Unsubscribe,
+        "punsubscribe" => PushKind::PUnsubscribe,
+        "sunsubscribe" => PushKind::SUnsubscribe,
+        "subscribe" => PushKind::Subscribe,
+        "psubscribe" => PushKind::PSubscribe,
+        "ssubscribe" => PushKind::SSubscribe,
+        _ => PushKind::Other(kind),
+    }
+}
+
+/// Appends one command to a request buffer, argument by argument.
+#[derive(Debug)]
+pub(crate) struct Command<'a> {
+    out: &'a mut Vec<u8>,
+    missing: usize,
+}
+
+impl<'a> Command<'a> {
+    /// Starts a command of `arguments` arguments, its name among them.
+    pub(crate) fn new(out: &'a mut Vec<u8>, arguments: usize) -> Command<'a> {
+        header(out, b'*', arguments);
+        Command { out, missing: arguments }
+    }
+
+    pub(crate) fn arg(mut self, argument: impl AsRef<[u8]>) -> Command<'a> {
+        self.push(argument.as_ref());
+        self
+    }
+
+    pub(crate) fn number(mut self, number: u64) -> Command<'a> {
+        self.push(itoa::Buffer::new().format(number).as_bytes());
+        self
+    }
+
+    pub(crate) fn push(&mut self, argument: &[u8]) {
+        header(self.out, b'$', argument.len());
+        self.out.extend_from_slice(argument);
+        self.out.extend_from_slice(b"\r\n");
+        self.missing = self.missing.wrapping_sub(1);
+    }
+}
+
+impl Drop for Command<'_> {
+    fn drop(&mut self) {
+        debug_assert!(self.missing == 0 || std::thread::panicking(), "the announced number of arguments was not written");
+    }
+}
+
+fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
+    out.push(kind);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+#[path = "resp/tests.rs"]
+mod tests;

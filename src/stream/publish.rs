@@ -1,0 +1,178 @@
+//! Publishing: one message in one round trip, and batches with a window of requests under way.
+
+use std::sync::Arc;
+
+use super::StepStream;
+use crate::commands;
+use crate::connection::Connection;
+use crate::endpoint::StreamOutput;
+use crate::entry::{EntryId, Message};
+use crate::error::{Error, Result};
+
+/// A batch is sent in pieces of at most so many messages, or bytes if those come first; while one piece is on its way, the
+/// next is made.
+const PIECE_MESSAGES: usize = 128;
+const PIECE_BYTES: usize = 64 * 1024;
+
+impl StepStream {
+    /// Appends a message to the stream, which is created if there is none, and refreshes its expiry if the output has one,
+    /// in one round trip (`XADD`, `PEXPIRE`).
+    ///
+    /// Waits at most `socket_timeout` for the server. Nothing is ever sent twice: when the connection fails after the
+    /// request had left, the error [says so](Error::is_outcome_unknown), and the caller decides.
+    ///
+    /// # Errors
+    /// [`Error::Params`] for a message without a field; [`Error::Server`] when the key holds something else
+    /// (`WRONGTYPE`) or the server is out of memory (`OOM`).
+    pub fn publish<'a>(&self, output: &StreamOutput, message: impl Into<Message<'a>>) -> Result<EntryId> {
+        let message = message.into();
+        output.check()?;
+        check_message(&message)?;
+        let mut connection = self.pool.get()?;
+        commands::encode_add(&mut connection, output, &message);
+        if let Some(ttl) = output.ttl {
+            commands::encode_refresh(&mut connection, &output.stream_id, ttl);
+        }
+        connection.send()?;
+        let id = commands::receive_id(&mut connection, "XADD");
+        receive_refresh(&mut connection, output);
+        id
+    }
+
+    /// Appends messages, many of them under way at a time, through one connection. The ids come in the messages' order.
+    ///
+    /// Waits at most `socket_timeout` for each window of messages to be confirmed. Messages are taken from the iterator
+    /// as they are sent, so it may be long, and may itself wait.
+    ///
+    /// # Errors
+    /// Those of [`publish`](StepStream::publish). Once a message has left, the error is [`Error::Batch`], which tells which
+    /// messages were confirmed: the others were refused, not sent, or
+    /// [have an unknown outcome](Error::is_outcome_unknown).
+    pub fn publish_batch<'a, I>(&self, output: &StreamOutput, messages: I) -> Result<Vec<EntryId>>
+    where
+        I: IntoIterator,
+        I::Item: Into<Message<'a>>,
+    {
+        output.check()?;
+        let mut messages = messages.into_iter().map(Into::into).peekable();
+        if messages.peek().is_none() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.pool.get()?;
+        let mut batch = Batch { output, connection: &mut connection, confirmed: Vec::new(), pieces: Vec::new() };
+        let failure = match batch.publish(messages) {
+            Ok(()) => return Ok(batch.confirmed.into_iter().flatten().collect()),
+            Err(error) => error,
+        };
+        if batch.confirmed.is_empty() {
+            return Err(failure);
+        }
+        Err(Error::Batch { published: batch.confirmed.into(), source: Arc::new(failure) })
+    }
+}
+
+/// A batch that is being published.
+struct Batch<'b> {
+    output: &'b StreamOutput,
+    connection: &'b mut Connection,
+    /// One item for each message that was taken: its id once confirmed. Messages are confirmed in order.
+    confirmed: Vec<Option<EntryId>>,
+    /// How many messages each piece under way holds; the oldest first, two at most.
+    pieces: Vec<usize>,
+}
+
+impl Batch<'_> {
+    fn publish<'a>(&mut self, mut messages: impl Iterator<Item = Message<'a>>) -> Result<()> {
+        let mut received = 0;
+        let mut failure = None;
+        while failure.is_none() {
+            let piece = match self.encode_piece(&mut messages) {
+                Ok(0) => break,
+                Ok(piece) => piece,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            };
+            self.connection.send()?;
+            self.pieces.push(piece);
+            if self.pieces.len() == 2 {
+                failure = self.confirm_piece(&mut received)?;
+            }
+        }
+        // What has left is answered, whatever stopped the rest.
+        while !self.pieces.is_empty() {
+            let refusal = self.confirm_piece(&mut received)?;
+            failure = failure.or(refusal);
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Encodes the next piece; how many messages it holds.
+    fn encode_piece<'a>(&mut self, messages: &mut impl Iterator<Item = Message<'a>>) -> Result<usize> {
+        let mut piece = 0;
+        while piece < PIECE_MESSAGES && self.connection.unsent() < PIECE_BYTES {
+            let Some(message) = messages.next() else { break };
+            if let Err(error) = check_message(&message) {
+                // The messages before it are not to blame.
+                if piece > 0 {
+                    self.send_last_piece(piece)?;
+                }
+                self.confirmed.push(None);
+                return Err(error);
+            }
+            commands::encode_add(self.connection, self.output, &message);
+            self.confirmed.push(None);
+            piece += 1;
+        }
+        if let (Some(ttl), true) = (self.output.ttl, piece > 0) {
+            commands::encode_refresh(self.connection, &self.output.stream_id, ttl);
+        }
+        Ok(piece)
+    }
+
+    fn send_last_piece(&mut self, piece: usize) -> Result<()> {
+        if let Some(ttl) = self.output.ttl {
+            commands::encode_refresh(self.connection, &self.output.stream_id, ttl);
+        }
+        self.connection.send()?;
+        self.pieces.push(piece);
+        Ok(())
+    }
+
+    /// Takes the replies to the oldest piece. A refused message does not hide the ids of the others; the first refusal is
+    /// returned.
+    fn confirm_piece(&mut self, received: &mut usize) -> Result<Option<Error>> {
+        let piece = if self.pieces.is_empty() { 0 } else { self.pieces.remove(0) };
+        let mut refusal = None;
+        for _ in 0..piece {
+            match commands::receive_id(self.connection, "XADD") {
+                Ok(id) => {
+                    if let Some(slot) = self.confirmed.get_mut(*received) {
+                        *slot = Some(id);
+                    }
+                }
+                Err(error) if self.connection.is_failed() => return Err(error),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+            *received += 1;
+        }
+        receive_refresh(self.connection, self.output);
+        Ok(refusal)
+    }
+}
+
+/// Takes the reply to the refresh that went along, if one did.
+fn receive_refresh(connection: &mut Connection, output: &StreamOutput) {
+    if let (Some(ttl), false) = (output.ttl, connection.is_failed()) {
+        let refresh = commands::receive_refresh(connection);
+        commands::conclude_refresh(connection, &output.stream_id, ttl, refresh);
+    }
+}
+
+fn check_message(message: &Message<'_>) -> Result<()> {
+    if message.len() == 0 {
+        return Err(Error::params("message", "no field; an entry needs at least one"));
+    }
+    Ok(())
+}

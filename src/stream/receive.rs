@@ -1,0 +1,121 @@
+//! Receiving: new entries, and those that other consumers left behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{StepStream, check_count};
+use crate::commands::{self, ReadFrom};
+use crate::connection::Connection;
+use crate::delivery::{Delivery, PoolSettler, Settle};
+use crate::endpoint::{Member, StreamInput};
+use crate::entry::{Delivered, Entry, EntryId};
+use crate::error::Result;
+use crate::net::Deadline;
+
+/// The longest single wait at the server. A longer `wait_timeout` is made of several, so that a connection which died
+/// silently is noticed.
+pub(crate) const LONGEST_BLOCK: Duration = Duration::from_secs(30);
+
+impl StepStream {
+    /// Waits for the next entry that no consumer of the group has seen (`XREADGROUP ... >`), and refreshes the stream's
+    /// expiry if the input has one. `None`: nothing came.
+    ///
+    /// Waits at most `wait_timeout`, and then `socket_timeout` for the server to say so. It holds a connection of the pool
+    /// for that long: a pool needs one for each thread that receives, and more for those that publish.
+    ///
+    /// Entries that were delivered before and not acknowledged are not received again; [`claim`](StepStream::claim) takes
+    /// them over.
+    ///
+    /// # Errors
+    /// [`Error::Server`](crate::Error::Server) with `NOGROUP` when the stream or the group does not exist
+    /// ([`is_group_missing`](crate::Error::is_group_missing)), or with `UNBLOCKED` when the stream was deleted during the
+    /// wait.
+    pub fn receive(&self, input: &StreamInput) -> Result<Option<Delivery>> {
+        Ok(self.receive_batch(input, 1)?.pop())
+    }
+
+    /// Waits as [`receive`](StepStream::receive) does for the first entry, and takes up to `max` of those that are there.
+    pub fn receive_batch(&self, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
+        input.check()?;
+        check_count(max)?;
+        let member = input.member();
+        let mut connection = self.pool.get()?;
+        let wait = Deadline::after(input.wait_timeout);
+        loop {
+            let block = next_block(wait.left(), input.ttl);
+            let delivered = commands::read(&mut connection, &member, max, block, ReadFrom::New, input.ttl)?;
+            if delivered.is_empty() && !wait.left().is_zero() {
+                continue;
+            }
+            let mut entries = Vec::with_capacity(delivered.len());
+            let mut gone = Vec::new();
+            for delivered in delivered {
+                match delivered {
+                    Delivered::Entry(entry) => entries.push((entry, 1)),
+                    Delivered::Gone(id) => gone.push(id),
+                }
+            }
+            acknowledge_gone(&mut connection, &member, &gone)?;
+            drop(connection);
+            return Ok(self.deliveries(input, member, entries));
+        }
+    }
+
+    /// Takes over up to `max` entries that were delivered to any consumer of the group and lay idle for `min_idle`
+    /// (`XAUTOCLAIM`), with the server's count of their deliveries (`XPENDING`). Does not wait for entries to come.
+    ///
+    /// Entries that were trimmed from the stream while they were pending are acknowledged and left out.
+    ///
+    /// Waits at most twice `socket_timeout` for the server: a long pending list is searched in several steps, which end
+    /// with what was found when the time is up.
+    pub fn claim(&self, input: &StreamInput, min_idle: Duration, max: usize) -> Result<Vec<Delivery>> {
+        input.check()?;
+        check_count(max)?;
+        let member = input.member();
+        let mut connection = self.pool.get()?;
+        let search = connection.command_deadline();
+        let (mut entries, mut gone) = (Vec::new(), Vec::new());
+        let mut start = EntryId::MIN;
+        loop {
+            let claimed = commands::autoclaim(&mut connection, &member, min_idle, start, max - entries.len())?;
+            entries.extend(claimed.entries);
+            gone.extend(claimed.gone);
+            start = claimed.next;
+            if entries.len() >= max || start == EntryId::MIN || search.left().is_zero() {
+                break;
+            }
+        }
+        acknowledge_gone(&mut connection, &member, &gone)?;
+        let counts = commands::delivery_counts(&mut connection, &member, entries.iter())?;
+        drop(connection);
+        // An entry without a count is no longer ours: someone took it over between the two steps.
+        let entries = entries.into_iter().zip(counts).filter_map(|(entry, count)| Some((entry, count?))).collect();
+        Ok(self.deliveries(input, member, entries))
+    }
+
+    fn deliveries(&self, input: &StreamInput, member: Member, entries: Vec<(Entry, u64)>) -> Vec<Delivery> {
+        let settler: Arc<dyn Settle> = Arc::new(PoolSettler::new(self.pool.clone(), member, input));
+        entries.into_iter().map(|(entry, count)| Delivery::new(entry, count, Arc::clone(&settler))).collect()
+    }
+}
+
+/// How long the next read may wait at the server: not at all when no time is left, and never so long that the stream would
+/// expire meanwhile.
+pub(crate) fn next_block(left: Duration, ttl: Option<Duration>) -> Option<Duration> {
+    let longest = ttl.map_or(LONGEST_BLOCK, |ttl| LONGEST_BLOCK.min(ttl / 2));
+    Some(left.min(longest)).filter(|block| !block.is_zero())
+}
+
+/// Entries that were trimmed or deleted while pending can only be taken off the pending list.
+pub(crate) fn acknowledge_gone(connection: &mut Connection, member: &Member, gone: &[EntryId]) -> Result<()> {
+    if let (Some(first), false) = (gone.first(), gone.is_empty()) {
+        log::warn!(
+            "{} entries of stream {} were trimmed or deleted while pending for group {}, the first of them {first}",
+            gone.len(),
+            member.stream_id,
+            member.group,
+        );
+        commands::ack(connection, member, gone)?;
+    }
+    Ok(())
+}
