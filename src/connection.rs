@@ -23,6 +23,8 @@ pub(crate) struct Connector {
     address: Arc<str>,
     #[cfg(feature = "tls")]
     tls: Option<(Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>)>,
+    #[cfg(feature = "tls")]
+    warned: std::sync::Once,
 }
 
 impl Connector {
@@ -36,6 +38,8 @@ impl Connector {
                 Some(tls) => Some((crate::tls::client_config(tls)?, crate::tls::server_name(tls, &params.host)?)),
                 None => None,
             },
+            #[cfg(feature = "tls")]
+            warned: std::sync::Once::new(),
             params,
         })
     }
@@ -59,7 +63,7 @@ impl Connector {
             None => socket,
             Some((config, name)) => {
                 if let Some(tls) = &self.params.tls {
-                    crate::tls::warn_if_dangerous(tls, &self.address);
+                    self.warned.call_once(|| crate::tls::warn_if_dangerous(tls, &self.address));
                 }
                 socket.start_tls(Arc::clone(config), name.clone()).map_err(|error| {
                     Error::connect(&self.address, ConnectStep::TlsHandshake, crate::tls::explain_handshake(error))
@@ -121,11 +125,6 @@ impl Connection {
     /// The id by which the server knows this connection (`CLIENT ID`), if it told.
     pub fn client_id(&self) -> Option<u64> {
         self.client_id
-    }
-
-    /// `host:port` or the socket's path.
-    pub(crate) fn address(&self) -> &Arc<str> {
-        &self.address
     }
 
     /// Whether it has failed: no more replies will come.
@@ -280,8 +279,11 @@ impl Connection {
         }
         self.command("PING", 1);
         self.command("CLIENT", 2).arg("ID");
-        self.command("CLIENT", 3).arg("SETNAME").arg(&params.client_name);
-        steps.extend([Greeting::Ping, Greeting::Id, Greeting::Name]);
+        steps.extend([Greeting::Ping, Greeting::Id]);
+        if !params.client_name.is_empty() {
+            self.command("CLIENT", 3).arg("SETNAME").arg(&params.client_name);
+            steps.push(Greeting::Name);
+        }
 
         let first = steps.first().map_or(ConnectStep::Ping, Greeting::step);
         self.send_until(deadline).map_err(|error| self.greeting_failed(first, error))?;
@@ -362,7 +364,9 @@ fn refused(address: &Arc<str>, step: ConnectStep, credentials_given: bool, sourc
     let reason = match (source.code(), step) {
         (Some("NOAUTH"), _) => "the server demands a password; set `password`, and `username` if it has users",
         (Some("WRONGPASS"), _) => "the username or the password is wrong, or the user is disabled",
-        (Some("ERR"), ConnectStep::Hello) if source.detail().is_some_and(|text| text.contains("without any password")) => {
+        (Some("ERR"), ConnectStep::Hello)
+            if source.detail().is_some_and(|text| text.contains("without any password")) =>
+        {
             "the server has no password set but one was given; remove `password`"
         }
         (Some("ERR" | "NOPROTO"), ConnectStep::Hello) => {

@@ -226,14 +226,20 @@ impl PoolSettler {
     fn offer_in(&self, entry: &Entry, delay: Duration) -> Result<()> {
         let idle = self.claim_idle.checked_sub(delay).ok_or_else(|| {
             let longest = self.claim_idle;
-            Error::params("delay", format!("longer than `claim_idle` ({longest:?}); the server cannot keep it that long"))
+            Error::params(
+                "delay",
+                format!("longer than `claim_idle` ({longest:?}); the server cannot keep it that long"),
+            )
         })?;
         commands::set_idle(&mut *self.pool.get()?, &self.member, idle, &[entry.id()]).map(drop)
     }
 
     fn bury(&self, entry: &Entry, deliveries: u64, reason: &str) -> Result<()> {
         let output = self.dead_letters.as_ref().ok_or_else(|| {
-            Error::params("dead_letter", "no dead letter stream is named; give the input one with `dead_letter(output)`")
+            Error::params(
+                "dead_letter",
+                "no dead letter stream is named; give the input one with `dead_letter(output)`",
+            )
         })?;
         bury(&mut *self.pool.get()?, &self.member, entry, deliveries, output, reason)
     }

@@ -150,6 +150,20 @@ pub enum Error {
         source: Arc<Error>,
     },
 
+    /// A consumer was closed before the server confirmed all acknowledgements. Those entries are pending and come again.
+    #[error("{count} acknowledgements were not confirmed before the consumer closed; those entries come again")]
+    AcksUnconfirmed {
+        /// How many acknowledgements.
+        count: usize,
+    },
+
+    /// The system has no thread to give.
+    #[error("a thread cannot be started")]
+    Thread {
+        /// What the operating system reported.
+        source: Arc<io::Error>,
+    },
+
     /// The entry is not in the stream any more: somebody was faster, or it was trimmed.
     #[error("stream {stream_id} has no entry {id}")]
     NoSuchEntry {
@@ -207,7 +221,7 @@ impl Error {
     /// For a publish, look at [`is_outcome_unknown`](Error::is_outcome_unknown) first: repeating may publish twice.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Error::Lost { .. } | Error::Timeout { .. } | Error::Protocol { .. } => true,
+            Error::Lost { .. } | Error::Timeout { .. } | Error::Protocol { .. } | Error::Thread { .. } => true,
             Error::PoolExhausted { source, .. } => source.as_ref().is_none_or(|error| error.is_retryable()),
             Error::Batch { source, .. } => source.is_retryable(),
             Error::Server { source, .. } => is_passing(source),
@@ -225,6 +239,7 @@ impl Error {
             | Error::Auth { .. }
             | Error::Reply { .. }
             | Error::NoSuchEntry { .. }
+            | Error::AcksUnconfirmed { .. }
             | Error::NotUtf8 { .. } => false,
         }
     }
@@ -300,10 +315,10 @@ impl From<Error> for RedisError {
         match error {
             Error::Server { source, .. } | Error::Auth { source, .. } => source,
             Error::Lost { ref source, .. } => io::Error::new(source.kind(), error).into(),
-            Error::Timeout { .. } | Error::PoolExhausted { .. } => io::Error::new(io::ErrorKind::TimedOut, error).into(),
-            Error::Protocol { address, reason } => {
-                RedisError::from((ErrorKind::Parse, reason, address.to_string()))
+            Error::Timeout { .. } | Error::PoolExhausted { .. } => {
+                io::Error::new(io::ErrorKind::TimedOut, error).into()
             }
+            Error::Protocol { address, reason } => RedisError::from((ErrorKind::Parse, reason, address.to_string())),
             other => io::Error::other(other).into(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod connection;
+mod consumer;
 mod delivery;
 mod endpoint;
 mod entry;
@@ -10,11 +11,17 @@ mod net;
 mod params;
 mod pool;
 mod resp;
+mod signal;
 mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 
 pub use connection::Connection;
+pub use consumer::{
+    AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StopHandle, TimeoutIter,
+    TryIter,
+};
+pub use crossbeam_channel;
 pub use delivery::{Delivery, OnDrop};
 pub use endpoint::{Retention, StartId, StreamInput, StreamOutput};
 pub use entry::{Entry, EntryId, IntoBytes, Message};

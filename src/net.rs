@@ -3,17 +3,17 @@
 //! Every call is bounded by a [`Deadline`] as a whole, not by a time limit for each system call: a peer that sends a byte
 //! now and then gains nothing. TLS stands on top of the same bounded socket, so its handshake and records obey too.
 
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{bounded, select};
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 
 use crate::error::{ConnectStep, Error, Result};
 use crate::params::PoolParams;
+use crate::signal::{Signal, lock};
 
 /// A time limit that has begun to run.
 #[derive(Clone, Copy, Debug)]
@@ -57,53 +57,41 @@ impl Deadline {
 ///
 /// [`interrupt`](Interrupter::interrupt) shuts the socket down: the call that is blocked in connecting, reading or writing
 /// fails, and the connection is never used again. Clones interrupt the same connection.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Interrupter {
-    state: Arc<Mutex<InterruptState>>,
-    interrupted: Receiver<()>,
-}
-
-struct InterruptState {
-    socket: Weak<socket2::Socket>,
-    /// Dropped by the interruption, which every clone of the receiver notices.
-    alive: Option<Sender<()>>,
+    socket: Arc<Mutex<Weak<socket2::Socket>>>,
+    interrupted: Signal,
 }
 
 impl Interrupter {
     pub(crate) fn new() -> Interrupter {
-        let (alive, interrupted) = bounded(0);
-        let state = InterruptState { socket: Weak::new(), alive: Some(alive) };
-        Interrupter { state: Arc::new(Mutex::new(state)), interrupted }
+        Interrupter { socket: Arc::default(), interrupted: Signal::new() }
     }
 
     /// Shuts the connection down. The call returns at once; a second call does nothing.
     pub fn interrupt(&self) {
-        let mut state = self.lock();
-        state.alive = None;
-        if let Some(socket) = state.socket.upgrade() {
+        let socket = lock(&self.socket);
+        self.interrupted.set();
+        if let Some(socket) = socket.upgrade() {
             // Fails only when the peer was faster, which is just as good.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
     }
 
+    /// Waits for an interruption, at most for `limit`; whether it came.
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
+        self.interrupted.wait(limit)
+    }
+
     /// From now on an interruption hits this socket. Fails when it has already come.
     fn watch(&self, socket: &Arc<socket2::Socket>) -> io::Result<()> {
-        let mut state = self.lock();
-        if state.alive.is_none() {
+        // Under the lock, so that an interruption comes either before, and is seen here, or after, and finds the socket.
+        let mut watched = lock(&self.socket);
+        if self.interrupted.is_set() {
             return Err(interrupted());
         }
-        state.socket = Arc::downgrade(socket);
+        *watched = Arc::downgrade(socket);
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, InterruptState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Interrupter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Interrupter").field("interrupted", &self.lock().alive.is_none()).finish()
     }
 }
 
@@ -223,9 +211,8 @@ impl Socket {
         interrupter: &Interrupter,
     ) -> Result<Socket> {
         let socket = match &params.unix_socket {
-            Some(path) => {
-                open_unix(path, deadline, interrupter).map_err(|error| Error::connect(address, ConnectStep::Open, error))?
-            }
+            Some(path) => open_unix(path, deadline, interrupter)
+                .map_err(|error| Error::connect(address, ConnectStep::Open, error))?,
             None => {
                 let addresses = look_up(&params.host, params.port, deadline, interrupter)
                     .map_err(|error| Error::connect(address, ConnectStep::Resolve, error))?;
@@ -265,9 +252,8 @@ impl Socket {
 
     /// An interrupter for this socket alone.
     pub(crate) fn interrupter(&self) -> Interrupter {
-        let interrupter = Interrupter::new();
-        interrupter.lock().socket = Arc::downgrade(&self.bounded().socket);
-        interrupter
+        let socket = Arc::downgrade(&self.bounded().socket);
+        Interrupter { socket: Arc::new(Mutex::new(socket)), interrupted: Signal::new() }
     }
 
     /// Looks whether the peer closed an idle socket, or sent something unasked, without waiting.
@@ -297,7 +283,8 @@ impl Read for Socket {
         match self {
             Socket::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => stream.read(buffer),
+            // With TLS 1.3 the server's verdict on our certificate comes with the first record after the handshake.
+            Socket::Tls(stream) => stream.read(buffer).map_err(crate::tls::explain::explain_read),
         }
     }
 }
@@ -335,7 +322,7 @@ fn look_up(host: &str, port: u16, deadline: Deadline, interrupter: &Interrupter)
     let remaining = deadline.remaining()?;
     let addresses = select! {
         recv(found) -> found => found.map_err(|_| io::Error::other("the resolver thread ended without an answer"))??,
-        recv(interrupter.interrupted) -> _ => return Err(interrupted()),
+        recv(interrupter.interrupted.waiters()) -> _ => return Err(interrupted()),
         default(remaining) => return Err(deadline.expired()),
     };
     if addresses.is_empty() {
@@ -384,7 +371,11 @@ fn open_tcp_address(
     socket.set_tcp_keepalive(&keepalive)?;
     // Keepalive watches an idle connection only; this bounds unacknowledged data by the same time (tcp(7)).
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(params.socket_keep_idle + params.socket_keep_alive * params.socket_keep_cnt))?;
+    {
+        let silence = params.socket_keep_idle + params.socket_keep_alive * params.socket_keep_cnt;
+        // The kernel counts the milliseconds in an `int`.
+        socket.set_tcp_user_timeout(Some(silence.min(Duration::from_millis(i32::MAX as u64))))?;
+    }
     interrupter.watch(&socket)?;
     socket.connect_timeout(&SockAddr::from(address), limit.max(Duration::from_millis(1)))?;
     Ok(socket)

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
@@ -12,6 +12,7 @@ use crate::connection::{Connection, Connector};
 use crate::error::{Error, Result};
 use crate::net::{Deadline, IdleState, Interrupter};
 use crate::params::PoolParams;
+use crate::signal::lock;
 
 /// A connection that was used within this time is lent again without a look at its socket.
 const SURELY_ALIVE: Duration = Duration::from_millis(10);
@@ -152,6 +153,10 @@ impl StepPool {
         Ok(sent.elapsed())
     }
 
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.shared.connector
+    }
+
     /// How many connections there are. Waits for nothing.
     pub fn state(&self) -> PoolState {
         let state = self.connections.state();
@@ -184,13 +189,7 @@ impl StepPool {
         let state = self.state();
         let held_by_callers = state.in_use >= state.max;
         let source = lock(&self.shared.last_failure).clone().filter(|_| !held_by_callers);
-        Error::PoolExhausted {
-            waited,
-            connections: state.connections,
-            in_use: state.in_use,
-            max: state.max,
-            source,
-        }
+        Error::PoolExhausted { waited, connections: state.connections, in_use: state.in_use, max: state.max, source }
     }
 }
 
@@ -262,8 +261,4 @@ impl r2d2::HandleError<Error> for LogFailure {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         log::debug!("the pool cannot connect to {}: {error}{cause}", self.0);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

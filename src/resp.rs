@@ -130,10 +130,7 @@ fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
     Ok(None)
 }
 
-fn blob<'a>(
-    bytes: &'a [u8],
-    token: fn(&'a [u8]) -> Token<'a>,
-) -> Result<Option<(Token<'a>, usize)>, Malformed> {
+fn blob<'a>(bytes: &'a [u8], token: fn(&'a [u8]) -> Token<'a>) -> Result<Option<(Token<'a>, usize)>, Malformed> {
     let Some((length, header)) = number(bytes)? else { return Ok(None) };
     if length == -1 {
         return Ok(Some((Token::Nil, 1 + header)));
@@ -392,7 +389,10 @@ impl<'a> Command<'a> {
 
 impl Drop for Command<'_> {
     fn drop(&mut self) {
-        debug_assert!(self.missing == 0 || std::thread::panicking(), "the announced number of arguments was not written");
+        debug_assert!(
+            self.missing == 0 || std::thread::panicking(),
+            "the announced number of arguments was not written"
+        );
     }
 }
 

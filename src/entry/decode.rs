@@ -140,10 +140,8 @@ mod tests {
     #[test]
     fn both_shapes_of_a_read_reply() {
         let body = "$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*4\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\n1-2\r\n*-1\r\n";
-        let expected = [
-            Delivered::Entry(entry("1-1", &[("a", "b"), ("a", "")])),
-            Delivered::Gone("1-2".parse().unwrap()),
-        ];
+        let expected =
+            [Delivered::Entry(entry("1-1", &[("a", "b"), ("a", "")])), Delivered::Gone("1-2".parse().unwrap())];
         for prefix in ["*1\r\n*2\r\n", "%1\r\n"] {
             let reply = format!("{prefix}{body}");
             assert_eq!(delivered(&mut Cursor::new(reply.as_bytes())).unwrap(), expected);

@@ -36,11 +36,13 @@ pub struct TlsParams {
     /// same file as `client_key`. Needs `client_key`. Default: none.
     pub client_cert: Option<Pem>,
 
-    /// The private key of `client_cert`: PKCS#8 (also encrypted), PKCS#1 or SEC1; RSA, ECDSA or Ed25519. Default: none.
+    /// The private key of `client_cert`: PKCS#8 (also encrypted), PKCS#1 or SEC1; RSA from 2048 to 4096 bits, ECDSA on
+    /// P-256 or P-384, or Ed25519. Default: none.
     pub client_key: Option<Pem>,
 
     /// The password of `client_key`, when that is encrypted PKCS#8 (`BEGIN ENCRYPTED PRIVATE KEY`) with PBES2, as
-    /// OpenSSL writes it. It is never printed, logged or put in an error. Default: none.
+    /// OpenSSL writes it. A key that is not encrypted is read without it. It is never printed, logged or put in an
+    /// error. Default: none.
     pub client_key_password: Option<String>,
 
     /// Accept every certificate, whoever made it out to whomever, and log a warning. Default: false.

@@ -153,9 +153,9 @@ impl<'a> Properties<'a> {
     fn of(value: &'a Value) -> Option<Properties<'a>> {
         match value {
             Value::Map(pairs) => Some(Properties(pairs.iter().map(|(name, value)| (name, value)).collect())),
-            Value::Array(flat) => Some(Properties(
-                flat.chunks_exact(2).filter_map(|pair| Some((pair.first()?, pair.last()?))).collect(),
-            )),
+            Value::Array(flat) => {
+                Some(Properties(flat.chunks_exact(2).filter_map(|pair| Some((pair.first()?, pair.last()?))).collect()))
+            }
             _ => None,
         }
     }

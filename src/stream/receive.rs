@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{StepStream, check_count};
-use crate::commands::{self, ReadFrom};
+use crate::commands;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, PoolSettler, Settle};
 use crate::endpoint::{Member, StreamInput};
@@ -43,7 +43,7 @@ impl StepStream {
         let wait = Deadline::after(input.wait_timeout);
         loop {
             let block = next_block(wait.left(), input.ttl);
-            let delivered = commands::read(&mut connection, &member, max, block, ReadFrom::New, input.ttl)?;
+            let delivered = commands::read(&mut connection, &member, max, block, input.ttl)?;
             if delivered.is_empty() && !wait.left().is_zero() {
                 continue;
             }

@@ -1,0 +1,150 @@
+//! `XADD`, and what moves entries between a stream and its dead letters.
+
+use super::{ack, integer, push_id};
+use crate::connection::Connection;
+use crate::endpoint::{Member, Retention, StreamOutput};
+use crate::entry::{EntryId, Message};
+use crate::error::Result;
+use crate::resp::{Command, Token};
+
+/// Copies to the dead letter stream, then acknowledges, if the entry is still pending for this consumer. A copy that is
+/// refused ends the script before the acknowledgement.
+const DEAD_LETTER: &str = "\
+if #redis.call('XPENDING',KEYS[1],ARGV[1],ARGV[3],ARGV[3],1,ARGV[2])==0 then return false end
+local id=redis.call('XADD',KEYS[2],unpack(ARGV,4))
+redis.call('XACK',KEYS[1],ARGV[1],ARGV[3])
+return id";
+
+/// Puts a dead letter back to its origin, then deletes it, if it is still there.
+const REQUEUE: &str = "\
+if #redis.call('XRANGE',KEYS[1],ARGV[1],ARGV[1])==0 then return false end
+local id=redis.call('XADD',KEYS[2],unpack(ARGV,2))
+redis.call('XDEL',KEYS[1],ARGV[1])
+return id";
+
+/// Lua's `unpack` puts its results on a stack of 8,000 places; messages with more fields than this take two steps.
+const MAX_SCRIPT_FIELDS: usize = 3_000;
+
+/// Encodes `XADD stream [MAXLEN|MINID ...] * field value ...`.
+pub(crate) fn encode_add(connection: &mut Connection, output: &StreamOutput, message: &Message<'_>) {
+    let arguments = 3 + retention_arguments(output.retention) + 2 * message.len();
+    let mut command = connection.command("XADD", arguments).arg(&*output.stream_id);
+    push_add(&mut command, output, |command| {
+        message.for_each_field(|name, value| {
+            command.push(name);
+            command.push(value);
+        });
+    });
+}
+
+/// The reply to [`encode_add`].
+pub(crate) fn receive_id(connection: &mut Connection, command: &'static str) -> Result<EntryId> {
+    connection.receive()?.decode(command, |reply| {
+        EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
+    })
+}
+
+/// Copies an entry to the dead letter stream and acknowledges it. `None`: it was no longer this consumer's, and nothing was
+/// done.
+pub(crate) fn dead_letter(
+    connection: &mut Connection,
+    member: &Member,
+    entry_id: EntryId,
+    output: &StreamOutput,
+    fields: &[(&[u8], &[u8])],
+) -> Result<Option<EntryId>> {
+    if fields.len() > MAX_SCRIPT_FIELDS {
+        let id = add_fields(connection, output, fields)?;
+        ack(connection, member, &[entry_id])?;
+        return Ok(Some(id));
+    }
+    let arguments = 8 + retention_arguments(output.retention) + 1 + 2 * fields.len();
+    let command = connection
+        .command("EVAL", arguments)
+        .arg(DEAD_LETTER)
+        .arg("2")
+        .arg(&*member.stream_id)
+        .arg(&*output.stream_id)
+        .arg(&*member.group)
+        .arg(&*member.consumer);
+    let mut command = push_id(command, entry_id);
+    push_add(&mut command, output, |command| push_fields(command, fields));
+    drop(command);
+    optional_id(connection)
+}
+
+/// Puts a dead letter's fields back to its origin and deletes it. `None`: it was not there any more, and nothing was done.
+pub(crate) fn requeue(
+    connection: &mut Connection,
+    dead_letters: &StreamOutput,
+    id: EntryId,
+    origin: &StreamOutput,
+    fields: &[(&[u8], &[u8])],
+) -> Result<Option<EntryId>> {
+    if fields.len() > MAX_SCRIPT_FIELDS {
+        let new_id = add_fields(connection, origin, fields)?;
+        push_id(connection.command("XDEL", 3).arg(&*dead_letters.stream_id), id);
+        connection.request()?.decode("XDEL", integer)?;
+        return Ok(Some(new_id));
+    }
+    let arguments = 6 + retention_arguments(origin.retention) + 1 + 2 * fields.len();
+    let command = connection
+        .command("EVAL", arguments)
+        .arg(REQUEUE)
+        .arg("2")
+        .arg(&*dead_letters.stream_id)
+        .arg(&*origin.stream_id);
+    let mut command = push_id(command, id);
+    push_add(&mut command, origin, |command| push_fields(command, fields));
+    drop(command);
+    optional_id(connection)
+}
+
+fn add_fields(connection: &mut Connection, output: &StreamOutput, fields: &[(&[u8], &[u8])]) -> Result<EntryId> {
+    let arguments = 3 + retention_arguments(output.retention) + 2 * fields.len();
+    let mut command = connection.command("XADD", arguments).arg(&*output.stream_id);
+    push_add(&mut command, output, |command| push_fields(command, fields));
+    drop(command);
+    connection.send()?;
+    receive_id(connection, "XADD")
+}
+
+fn optional_id(connection: &mut Connection) -> Result<Option<EntryId>> {
+    connection.request()?.decode("EVAL", |reply| match reply.next()? {
+        Token::Nil => Ok(None),
+        Token::Bulk(id) | Token::Simple(id) => {
+            EntryId::from_bytes(id).map(Some).ok_or("an entry id that is not milliseconds-sequence")
+        }
+        _ => Err("something else where an entry id belongs"),
+    })
+}
+
+fn retention_arguments(retention: Retention) -> usize {
+    if retention == Retention::All { 0 } else { 3 }
+}
+
+/// The arguments of `XADD` behind the key: what to keep, `*`, and the fields.
+fn push_add(command: &mut Command<'_>, output: &StreamOutput, fields: impl FnOnce(&mut Command<'_>)) {
+    match output.retention {
+        Retention::All => {}
+        Retention::ApproximateLength(entries) => push_retention(command, ["MAXLEN", "~"], &entries.to_string()),
+        Retention::ExactLength(entries) => push_retention(command, ["MAXLEN", "="], &entries.to_string()),
+        Retention::MinId(id) => push_retention(command, ["MINID", "="], &id.to_string()),
+    }
+    command.push(b"*");
+    fields(command);
+}
+
+fn push_retention(command: &mut Command<'_>, how: [&str; 2], threshold: &str) {
+    for argument in how {
+        command.push(argument.as_bytes());
+    }
+    command.push(threshold.as_bytes());
+}
+
+fn push_fields(command: &mut Command<'_>, fields: &[(&[u8], &[u8])]) {
+    for (name, value) in fields {
+        command.push(name);
+        command.push(value);
+    }
+}

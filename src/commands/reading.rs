@@ -1,0 +1,102 @@
+//! Groups: creating them, reading as one of their consumers, acknowledging.
+
+use std::time::Duration;
+
+use super::{conclude_refresh, encode_refresh, integer, push_id, receive_refresh};
+use crate::connection::Connection;
+use crate::endpoint::{Member, StartId, StreamInput, milliseconds};
+use crate::entry::{self, Delivered, EntryId};
+use crate::error::Result;
+
+/// Creates the group, and the stream if there is none, and sets the stream's expiry in the same round trip. `false`: it was
+/// there.
+pub(crate) fn create_group(connection: &mut Connection, input: &StreamInput, start: StartId) -> Result<bool> {
+    connection
+        .command("XGROUP", 6)
+        .arg("CREATE")
+        .arg(&*input.stream_id)
+        .arg(&*input.group)
+        .arg(start.argument())
+        .arg("MKSTREAM");
+    if let Some(ttl) = input.ttl {
+        encode_refresh(connection, &input.stream_id, ttl);
+    }
+    connection.send()?;
+    let created = match connection.receive()?.decode("XGROUP CREATE", |_| Ok(true)) {
+        Err(error) if error.code() == Some("BUSYGROUP") => Ok(false),
+        created => created,
+    };
+    if let Some(ttl) = input.ttl {
+        let refresh = receive_refresh(connection);
+        conclude_refresh(connection, &input.stream_id, ttl, refresh);
+    }
+    created
+}
+
+/// Encodes `XREADGROUP GROUP group consumer COUNT count [BLOCK milliseconds] STREAMS stream >`: entries that no consumer of the
+/// group has seen.
+pub(crate) fn encode_read(connection: &mut Connection, member: &Member, count: usize, block: Option<Duration>) {
+    let arguments = 9 + if block.is_some() { 2 } else { 0 };
+    let mut command = connection
+        .command("XREADGROUP", arguments)
+        .arg("GROUP")
+        .arg(&*member.group)
+        .arg(&*member.consumer)
+        .arg("COUNT")
+        .number(count as u64);
+    if let Some(block) = block {
+        // BLOCK 0 would wait for ever.
+        command = command.arg("BLOCK").number(milliseconds(block).max(1));
+    }
+    command.arg("STREAMS").arg(&*member.stream_id).arg(">");
+}
+
+/// Reads entries, waiting for `block` at most, and refreshes the stream's expiry in the same round trip, before the wait.
+pub(crate) fn read(
+    connection: &mut Connection,
+    member: &Member,
+    count: usize,
+    block: Option<Duration>,
+    ttl: Option<Duration>,
+) -> Result<Vec<Delivered>> {
+    let Some(ttl) = ttl else {
+        encode_read(connection, member, count, block);
+        connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))?;
+        return receive_entries(connection);
+    };
+    encode_refresh(connection, &member.stream_id, ttl);
+    encode_read(connection, member, count, block);
+    connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))?;
+    let refresh = match receive_refresh(connection) {
+        Err(error) if connection.is_failed() => return Err(error),
+        refresh => refresh,
+    };
+    let entries = receive_entries(connection)?;
+    conclude_refresh(connection, &member.stream_id, ttl, refresh);
+    Ok(entries)
+}
+
+/// The reply to [`encode_read`].
+pub(crate) fn receive_entries(connection: &mut Connection) -> Result<Vec<Delivered>> {
+    connection.receive()?.decode("XREADGROUP", entry::delivered)
+}
+
+/// Encodes `XACK stream group id...`.
+pub(crate) fn encode_ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) {
+    let mut command = connection.command("XACK", 3 + ids.len()).arg(&*member.stream_id).arg(&*member.group);
+    for id in ids {
+        command = push_id(command, *id);
+    }
+}
+
+/// Acknowledges entries; how many of them were pending.
+pub(crate) fn ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) -> Result<u64> {
+    encode_ack(connection, member, ids);
+    connection.send()?;
+    receive_ack(connection)
+}
+
+/// The reply to [`encode_ack`].
+pub(crate) fn receive_ack(connection: &mut Connection) -> Result<u64> {
+    connection.receive()?.decode("XACK", integer)
+}

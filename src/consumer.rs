@@ -1,0 +1,203 @@
+//! The consumer: a thread that reads, a channel that holds, an iterator that hands out.
+
+mod acks;
+mod builder;
+mod in_flight;
+mod iter;
+mod keeper;
+mod options;
+mod reader;
+mod shared;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::delivery::Delivery;
+use crate::entry::EntryId;
+use crate::error::{Error, Result};
+use keeper::LastWill;
+use shared::Shared;
+
+pub use builder::ConsumerBuilder;
+pub use iter::{IntoIter, Iter, TimeoutIter, TryIter};
+pub use options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
+
+/// Reads a stream as one consumer of a group, in a thread of its own, and hands out what comes.
+///
+/// Made by [`StepStream::consumer`](crate::StepStream::consumer). Two threads belong to it, each with a connection of its
+/// own outside the pool: the reader waits for entries, the keeper sends acknowledgements and renews leases.
+///
+/// ```no_run
+/// # use step_redis::{PoolParams, StepPool, StepStream, StreamInput};
+/// # fn handle(order: &str) -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let stream = StepStream::new(StepPool::connect(PoolParams::default())?);
+/// let consumer = stream.consumer(StreamInput::new("orders", "billing")).spawn()?;
+/// for delivery in &consumer {
+///     let delivery = delivery?;
+///     handle(delivery.text()?)?; // an error drops the delivery: the entry stays pending and comes again
+///     delivery.ack()?;
+/// }
+/// consumer.close()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # What comes, and in which order
+///
+/// First what is pending under this consumer's name already, from before a restart; then new entries; and in between,
+/// entries that other consumers left idle for [`claim_idle`](crate::StreamInput::claim_idle), which is looked for at least
+/// once a second. The same happens after every reconnect, except for what is in flight here. Entries that are queued or in a
+/// handler here are kept fresh at the server, so that nobody claims them however long the handler takes.
+///
+/// # What is pending
+///
+/// At most `prefetch + 2 * batch + 1` entries are pending for this consumer that nobody has asked for yet. When the process
+/// is killed, those count as delivered once although no handler saw them.
+///
+/// # What ends it
+///
+/// [`StopHandle::stop`] ends the loop: what was prefetched is still handed out, then `None`. [`close`](Consumer::close)
+/// and dropping it end everything. So does a fatal error, which the loop yields once: credentials or permissions that are
+/// refused, a key that holds something else than a stream, a group that is lost under [`OnGroupLoss::Fail`]. A lost
+/// connection is none: the reader connects again, for as long as it takes.
+///
+/// Dropping a consumer closes it, and logs what [`close`](Consumer::close) would return as an error.
+#[derive(Debug)]
+pub struct Consumer {
+    shared: Arc<Shared>,
+    receiver: Receiver<Result<Delivery>>,
+    threads: Option<Threads>,
+}
+
+#[derive(Debug)]
+struct Threads {
+    reader: JoinHandle<Vec<EntryId>>,
+    keeper: JoinHandle<()>,
+    closing: Sender<LastWill>,
+}
+
+impl Consumer {
+    /// Waits for each delivery, until the consumer is stopped or fails: `for delivery in &consumer`.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { consumer: self }
+    }
+
+    /// Takes the deliveries that are there, without waiting.
+    pub fn try_iter(&self) -> TryIter<'_> {
+        TryIter { consumer: self }
+    }
+
+    /// Waits at most `limit` for each delivery.
+    pub fn timeout_iter(&self, limit: Duration) -> TimeoutIter<'_> {
+        TimeoutIter { consumer: self, limit }
+    }
+
+    /// The channel itself, for `crossbeam_channel::select!` and for worker threads that share the consumer.
+    ///
+    /// What is taken from it directly stays pending when it is dropped, whatever
+    /// [`on_drop`](ConsumerBuilder::on_drop) says; choose otherwise with [`Delivery::on_drop`]. Receivers can be cloned,
+    /// and each delivery goes to one of them. A clone keeps yielding what is in the channel after a stop; it ends when the
+    /// consumer is closed.
+    pub fn receiver(&self) -> &Receiver<Result<Delivery>> {
+        &self.receiver
+    }
+
+    /// A handle that stops this consumer from any thread.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// This consumer's name in the group, given or generated.
+    pub fn name(&self) -> &str {
+        &self.shared.member.consumer
+    }
+
+    /// What it has done so far, and where it stands. Waits for nothing.
+    pub fn stats(&self) -> ConsumerStats {
+        self.shared.stats(self.receiver.len())
+    }
+
+    /// Stops the reader, sends the acknowledgements that are queued, and joins the threads. Deliveries that nobody has
+    /// taken are offered to the other consumers at once. A consumer with a generated name and nothing pending is removed
+    /// from the group.
+    ///
+    /// Waits at most [`close_timeout`](ConsumerBuilder::close_timeout) for the acknowledgements and a tenth of a second for
+    /// the threads, even when the server hangs.
+    ///
+    /// Deliveries that are still held outlive the consumer: they are acknowledged through the pool.
+    ///
+    /// # Errors
+    /// [`Error::AcksUnconfirmed`] when the server did not confirm all acknowledgements in time: those entries come again.
+    pub fn close(mut self) -> Result<ConsumerStats> {
+        self.end()?;
+        Ok(self.stats())
+    }
+
+    fn next(&self) -> Option<Result<Delivery>> {
+        self.receiver.recv().ok().map(|item| self.hand_out(item))
+    }
+
+    /// From here on the drop policy is in force.
+    fn hand_out(&self, item: Result<Delivery>) -> Result<Delivery> {
+        item.map(|delivery| delivery.on_drop(self.shared.settings.on_drop))
+    }
+
+    /// Does what `close` and Drop have in common; the second time, nothing.
+    fn end(&mut self) -> Result<()> {
+        let Some(threads) = self.threads.take() else { return Ok(()) };
+        let shared = &self.shared;
+        shared.abandoned.set();
+        shared.stop();
+        let mut unwanted = self.join(threads.reader, "reader").unwrap_or_default();
+        shared.join_stopper();
+
+        unwanted.extend(self.receiver.try_iter().filter_map(|item| item.ok().map(|delivery| delivery.id())));
+        // The keeper has its end of the channel until it has read this.
+        let _ = threads.closing.send(LastWill { unwanted });
+        shared.acks.call_keeper();
+        if !shared.keeper_ended.wait(shared.settings.close_timeout) {
+            shared.keeper_interrupter.interrupt();
+        }
+        self.join(threads.keeper, "keeper");
+
+        // What is acknowledged from now on goes through the pool; what came before must have been confirmed.
+        match shared.acks.close() {
+            0 => Ok(()),
+            count => Err(Error::AcksUnconfirmed { count }),
+        }
+    }
+
+    fn join<T>(&self, thread: JoinHandle<T>, name: &str) -> Option<T> {
+        let joined = thread.join();
+        if joined.is_err() {
+            log::error!("the {name} of consumer {} panicked", self.shared.member.consumer);
+        }
+        joined.ok()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::warn!("consumer {}: {error}", self.shared.member.consumer);
+        }
+    }
+}
+
+/// Stops a [`Consumer`] from any thread, such as a Ctrl-C handler's.
+#[derive(Clone, Debug)]
+pub struct StopHandle {
+    shared: Arc<Shared>,
+}
+
+impl StopHandle {
+    /// Ends the consumer's loop: the reader is woken within milliseconds, what it has read is still handed out, and then
+    /// the iterators end. Returns at once; a second call does nothing.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+}

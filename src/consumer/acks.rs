@@ -1,0 +1,111 @@
+//! The queue of acknowledgements, and the condition that the keeper sleeps on.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::entry::EntryId;
+use crate::signal::lock;
+
+/// The most ids that are acknowledged by one command.
+const MAX_IDS: usize = 1024;
+
+/// Acknowledgements on their way to the server. Handlers push, the reader takes what is there along with its next read, and
+/// the keeper sends what has waited long enough.
+#[derive(Debug)]
+pub(super) struct AckQueue {
+    state: Mutex<State>,
+    keeper: Condvar,
+    max: usize,
+    delay: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ids: Vec<EntryId>,
+    /// When the oldest of them was pushed.
+    since: Option<Instant>,
+    /// The keeper sleeps no longer than `delay`, so a push need not wake it.
+    keeper_is_timed: bool,
+    /// Somebody wants the keeper to look around.
+    call: bool,
+    closed: bool,
+}
+
+impl AckQueue {
+    pub(super) fn new(max: usize, delay: Duration) -> AckQueue {
+        AckQueue { state: Mutex::default(), keeper: Condvar::new(), max, delay }
+    }
+
+    /// Queues an acknowledgement. `false`: the queue is closed, and nobody would send it.
+    pub(super) fn push(&self, id: EntryId) -> bool {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return false;
+        }
+        state.ids.push(id);
+        let first = state.since.is_none();
+        if first {
+            state.since = Some(Instant::now());
+        }
+        if (first && !state.keeper_is_timed) || state.ids.len() == self.max {
+            self.keeper.notify_one();
+        }
+        true
+    }
+
+    /// Takes what is there, up to what one command carries.
+    pub(super) fn take(&self) -> Vec<EntryId> {
+        let mut state = lock(&self.state);
+        if state.ids.len() > MAX_IDS {
+            return state.ids.drain(..MAX_IDS).collect();
+        }
+        state.since = None;
+        let capacity = state.ids.capacity();
+        std::mem::replace(&mut state.ids, Vec::with_capacity(capacity.min(MAX_IDS)))
+    }
+
+    /// Puts back what could not be confirmed. Acknowledging twice does no harm.
+    pub(super) fn put_back(&self, mut ids: Vec<EntryId>) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        ids.append(&mut state.ids);
+        state.ids = ids;
+        state.since.get_or_insert_with(Instant::now);
+    }
+
+    /// From now on nothing is accepted. How many were never confirmed.
+    pub(super) fn close(&self) -> usize {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        std::mem::take(&mut state.ids).len()
+    }
+
+    /// Wakes the keeper.
+    pub(super) fn call_keeper(&self) {
+        lock(&self.state).call = true;
+        self.keeper.notify_one();
+    }
+
+    /// The keeper sleeps until acknowledgements are due, somebody calls, or `until`. With `heed_acks` false it sleeps on
+    /// although some are due: there is no connection to send them on.
+    pub(super) fn wait(&self, until: Instant, heed_acks: bool) {
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            let acks_due = match state.since {
+                Some(_) if state.ids.len() >= self.max => Some(now),
+                Some(since) => Some(since + self.delay),
+                None => None,
+            };
+            let wake = acks_due.filter(|_| heed_acks).map_or(until, |due| due.min(until));
+            if std::mem::take(&mut state.call) || wake <= now {
+                state.keeper_is_timed = false;
+                return;
+            }
+            state.keeper_is_timed = acks_due.is_some();
+            state = self.keeper.wait_timeout(state, wake - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! How a consumer is set up and started.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::keeper::Keeper;
+use super::options::{AckMode, Backoff, OnGroupLoss};
+use super::reader::Reader;
+use super::shared::{Settings, Shared};
+use super::{Consumer, Threads};
+use crate::commands;
+use crate::delivery::OnDrop;
+use crate::endpoint::{StreamInput, StreamOutput, process_name};
+use crate::error::{Error, Result};
+use crate::pool::StepPool;
+use crate::stream::StepStream;
+
+/// Sets up a [`Consumer`]; made by [`StepStream::consumer`](crate::StepStream::consumer).
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use step_redis::{AckMode, Backoff, OnDrop, OnGroupLoss, PoolParams, StepPool, StepStream, StreamInput, StreamOutput};
+///
+/// let stream = StepStream::new(StepPool::connect(PoolParams::default())?);
+/// let consumer = stream
+///     .consumer(StreamInput::new("orders", "billing").claim_idle(Duration::from_secs(30)))
+///     .prefetch(256)
+///     .batch(128)
+///     .max_deliveries(5)
+///     .dead_letter(StreamOutput::new("orders:dead"))
+///     .on_drop(OnDrop::Release)
+///     .ack_mode(AckMode::Confirmed)
+///     .on_group_loss(OnGroupLoss::Fail)
+///     .backoff(Backoff::new(Duration::from_millis(50), Duration::from_secs(5)))
+///     .spawn()?;
+/// # drop(consumer);
+/// # Ok::<(), step_redis::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `spawn()`"]
+pub struct ConsumerBuilder {
+    pool: StepPool,
+    input: StreamInput,
+    settings: Settings,
+}
+
+impl StepStream {
+    /// Sets up a consumer: a thread that reads, and an iterator over what it reads. It has connections of its own and takes
+    /// none from the pool, except for a delivery's `release`, `retry_after`, `dead_letter` and confirmed `ack`.
+    pub fn consumer(&self, input: StreamInput) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.pool().clone(), input)
+    }
+}
+
+impl ConsumerBuilder {
+    fn new(pool: StepPool, input: StreamInput) -> ConsumerBuilder {
+        let settings = Settings {
+            prefetch: 256,
+            batch: 128,
+            claim: true,
+            max_deliveries: None,
+            on_drop: OnDrop::default(),
+            ack_mode: AckMode::default(),
+            on_group_loss: OnGroupLoss::default(),
+            backoff: Backoff::default(),
+            close_timeout: Duration::from_secs(2),
+            generated_name: input.consumer.is_none(),
+        };
+        ConsumerBuilder { pool, input, settings }
+    }
+
+    /// How many deliveries the channel holds for the handlers. Entries in it are pending and kept fresh. Defaults to 256.
+    pub fn prefetch(mut self, entries: usize) -> ConsumerBuilder {
+        self.settings.prefetch = entries;
+        self
+    }
+
+    /// How many entries one read asks for (`XREADGROUP COUNT`). Defaults to 128.
+    pub fn batch(mut self, entries: usize) -> ConsumerBuilder {
+        self.settings.batch = entries;
+        self
+    }
+
+    /// Whether to take over entries that lay idle at other consumers for `claim_idle` (`XAUTOCLAIM`). Without it, what
+    /// `release`, `retry_after` and `leave` gave back comes again only to consumers that claim. Defaults to true.
+    pub fn claim(mut self, claim: bool) -> ConsumerBuilder {
+        self.settings.claim = claim;
+        self
+    }
+
+    /// How often an entry is handed out before it goes to the dead letter stream instead. The server's count decides, so it
+    /// survives crashes. Needs [`dead_letter`](ConsumerBuilder::dead_letter). Defaults to no limit.
+    pub fn max_deliveries(mut self, deliveries: u64) -> ConsumerBuilder {
+        self.settings.max_deliveries = Some(deliveries);
+        self
+    }
+
+    /// Where entries go that were delivered too often, or given up on by
+    /// [`Delivery::dead_letter`](crate::Delivery::dead_letter). Defaults to the input's, if it has one.
+    pub fn dead_letter(mut self, output: StreamOutput) -> ConsumerBuilder {
+        self.input.dead_letter = Some(output);
+        self
+    }
+
+    /// What dropping a delivery does that an iterator has handed out. Defaults to [`OnDrop::Leave`].
+    pub fn on_drop(mut self, on_drop: OnDrop) -> ConsumerBuilder {
+        self.settings.on_drop = on_drop;
+        self
+    }
+
+    /// When [`Delivery::ack`](crate::Delivery::ack) returns. Defaults to [`AckMode::Queued`].
+    pub fn ack_mode(mut self, ack_mode: AckMode) -> ConsumerBuilder {
+        self.settings.ack_mode = ack_mode;
+        self
+    }
+
+    /// What to do when the group is gone. Defaults to [`OnGroupLoss::Recreate`].
+    pub fn on_group_loss(mut self, on_group_loss: OnGroupLoss) -> ConsumerBuilder {
+        self.settings.on_group_loss = on_group_loss;
+        self
+    }
+
+    /// How long to wait between attempts to reach the server again. Defaults to 50 ms at first and 5 s at most.
+    pub fn backoff(mut self, backoff: Backoff) -> ConsumerBuilder {
+        self.settings.backoff = backoff;
+        self
+    }
+
+    /// How long [`Consumer::close`] and dropping the consumer wait for the server to confirm the last acknowledgements.
+    /// Defaults to 2 s.
+    pub fn close_timeout(mut self, close_timeout: Duration) -> ConsumerBuilder {
+        self.settings.close_timeout = close_timeout;
+        self
+    }
+
+    /// Connects, creates the group if there is none, and starts the threads.
+    ///
+    /// Waits at most twice `socket_connect_timeout` and `socket_timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Params`]; the errors of [`StepPool::connect`]; [`Error::Server`] when the group cannot be created. A
+    /// server that cannot be reached now is an error here; one that vanishes later is waited for.
+    pub fn spawn(self) -> Result<Consumer> {
+        let ConsumerBuilder { pool, input, settings } = self;
+        check(&input, &settings)?;
+        let mut member = input.member();
+        if settings.generated_name {
+            member.consumer = unique_name();
+        }
+        let (channel, receiver) = bounded(settings.prefetch);
+        let (closing, will) = bounded(1);
+        let shared = Arc::new(Shared::new(pool, input, member, settings));
+
+        let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
+        commands::create_group(&mut reading, &shared.input, shared.input.start)?;
+        let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
+
+        let keeper = Keeper::new(Arc::clone(&shared), keeping);
+        let keeper = start("step-redis-keeper", move || keeper.run(&will))?;
+        let reader = Reader::new(Arc::clone(&shared), channel);
+        // If this thread cannot be had, the closing channel is dropped, which ends the other.
+        let reader = start("step-redis-reader", move || reader.run(reading))?;
+        Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper, closing }) })
+    }
+}
+
+fn check(input: &StreamInput, settings: &Settings) -> Result<()> {
+    input.check()?;
+    if settings.prefetch == 0 {
+        return Err(Error::params("prefetch", "zero; the channel must hold one delivery at least"));
+    }
+    if settings.batch == 0 {
+        return Err(Error::params("batch", "zero; ask for one entry at least"));
+    }
+    if settings.max_deliveries == Some(0) {
+        return Err(Error::params("max_deliveries", "zero; nothing would ever be handed out"));
+    }
+    if settings.max_deliveries.is_some() && input.dead_letter.is_none() {
+        return Err(Error::params("max_deliveries", "no dead letter stream is named; set `dead_letter` too"));
+    }
+    if settings.backoff.first.is_zero() || settings.backoff.longest < settings.backoff.first {
+        return Err(Error::params("backoff", "the first wait must be more than zero, and the longest no shorter"));
+    }
+    if matches!(settings.ack_mode, AckMode::Queued { max: 0, .. }) {
+        return Err(Error::params("ack_mode", "`max` is zero; send one acknowledgement at a time at least"));
+    }
+    Ok(())
+}
+
+fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<thread::JoinHandle<T>> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| Error::Thread { source: Arc::new(source) })
+}
+
+/// The process's name and a number: each consumer of a process is one of its own to the server.
+fn unique_name() -> Arc<str> {
+    static CONSUMERS: AtomicU64 = AtomicU64::new(1);
+    format!("{}-{}", process_name(), CONSUMERS.fetch_add(1, Ordering::Relaxed)).into()
+}

@@ -1,0 +1,233 @@
+//! The keeper: one thread with its own connection, which does what must go on while the reader waits and the handlers work.
+//! It sends acknowledgements, renews leases, keeps the stream from expiring, and asks the server to unblock the reader.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::reader::unblock;
+use super::shared::{Shared, with_causes};
+use crate::commands;
+use crate::connection::Connection;
+use crate::entry::EntryId;
+use crate::error::{Error, Result};
+use crate::net::Deadline;
+
+/// How long the server may take to answer `CLIENT UNBLOCK`; a reader that is not unblocked by then is cut off.
+const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
+/// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has ended.
+const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
+/// How many entries one script looks after.
+const LEASES_AT_ONCE: usize = 256;
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    /// No attempt to connect before this.
+    next_attempt: Instant,
+    failures: u32,
+    next_lease: Instant,
+    next_refresh: Option<Instant>,
+}
+
+/// What close leaves to the keeper.
+#[derive(Debug, Default)]
+pub(super) struct LastWill {
+    /// Entries that nobody has asked for: they are offered to the other consumers at once.
+    pub(super) unwanted: Vec<EntryId>,
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, connection: Connection) -> Keeper {
+        let now = Instant::now();
+        Keeper {
+            next_lease: now + lease_interval(&shared),
+            next_refresh: shared.input.ttl.map(|ttl| now + ttl / 3),
+            shared,
+            connection: Some(connection),
+            next_attempt: now,
+            failures: 0,
+        }
+    }
+
+    /// Works until the consumer closes, and then until all acknowledgements are confirmed or the time is up.
+    pub(super) fn run(mut self, closing: &crossbeam_channel::Receiver<LastWill>) {
+        let will = loop {
+            match closing.try_recv() {
+                Ok(will) => break will,
+                Err(crossbeam_channel::TryRecvError::Disconnected) => break LastWill::default(),
+                Err(crossbeam_channel::TryRecvError::Empty) => {}
+            }
+            self.do_what_is_due();
+            let until = self.next_duty();
+            self.shared.acks.wait(until, Instant::now() >= self.next_attempt);
+        };
+        self.conclude(&will);
+        self.shared.keeper_ended.set();
+    }
+
+    fn next_duty(&self) -> Instant {
+        let mut until = self.next_lease;
+        if let Some(refresh) = self.next_refresh {
+            until = until.min(refresh);
+        }
+        // Without a connection nothing can be done, whatever is due.
+        until = until.max(self.next_attempt);
+        if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {
+            until = until.min(Instant::now() + UNBLOCK_AGAIN);
+        }
+        until
+    }
+
+    fn do_what_is_due(&mut self) {
+        if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {
+            self.unblock_reader();
+        }
+        let now = Instant::now();
+        if now < self.next_attempt {
+            return;
+        }
+        if let Err(error) = self.try_duties(now) {
+            self.note_failure(&error);
+        }
+    }
+
+    fn try_duties(&mut self, now: Instant) -> Result<()> {
+        self.flush_acks()?;
+        if now >= self.next_lease {
+            self.renew_leases()?;
+            self.next_lease = now + lease_interval(&self.shared);
+        }
+        if let (Some(due), Some(ttl)) = (self.next_refresh, self.shared.input.ttl)
+            && now >= due
+        {
+            let stream_id = Arc::clone(&self.shared.member.stream_id);
+            self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop))?;
+            self.next_refresh = Some(now + ttl / 3);
+        }
+        self.failures = 0;
+        Ok(())
+    }
+
+    fn note_failure(&mut self, error: &Error) {
+        self.shared.counters.note_error(error);
+        // The reader tells of outages at warn; one line for each is enough.
+        log::debug!("keeper of consumer {}: {}", self.shared.member.consumer, with_causes(error));
+        self.next_attempt = Instant::now() + self.shared.settings.backoff.wait(self.failures);
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Sends what waits to be acknowledged, until nothing does.
+    fn flush_acks(&mut self) -> Result<()> {
+        loop {
+            let ids = self.shared.acks.take();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let member = self.shared.member.clone();
+            match self.with_connection(|connection| commands::ack(connection, &member, &ids)) {
+                Ok(_) => self.shared.confirm(&ids),
+                Err(error) => {
+                    self.shared.acks.put_back(ids);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Tells the server that the entries held here are alive. One that was taken over is not taken back.
+    fn renew_leases(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let claim_idle = shared.input.claim_idle;
+        let due = shared.in_flight.due(claim_idle / 3, claim_idle.saturating_mul(2));
+        for ids in due.chunks(LEASES_AT_ONCE) {
+            shared.take_lease_turn(|| {
+                // What was given back meanwhile is left alone.
+                let ids: Vec<EntryId> = ids.iter().copied().filter(|id| shared.in_flight.holds(*id)).collect();
+                let sent = Instant::now();
+                let own = self.with_connection(|connection| {
+                    commands::set_idle(connection, &shared.member, Duration::ZERO, &ids)
+                })?;
+                shared.in_flight.renewed(&own, sent);
+                let lost: Vec<EntryId> = ids.iter().copied().filter(|id| !own.contains(id)).collect();
+                let lost = shared.in_flight.give_up(&lost);
+                if lost > 0 {
+                    shared.counters.lost.add(lost as u64);
+                    log::warn!(
+                        "{lost} entries of stream {} were taken over by another consumer while consumer {} held them",
+                        shared.member.stream_id,
+                        shared.member.consumer,
+                    );
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn unblock_reader(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let limit = Deadline::after(UNBLOCK_LIMIT);
+        while !limit.left().is_zero() {
+            let Some(client) = shared.reader.blocked_client() else { return };
+            let Some(connection) = &mut self.connection else { return };
+            let unblocked = unblock(connection, client, limit);
+            if connection.is_broken() {
+                self.connection = None;
+            }
+            if let Err(error) = unblocked {
+                log::debug!("the server did not unblock the reader of {}: {error}", shared.member.consumer);
+                return;
+            }
+            if shared.reader.ended.wait(UNBLOCK_AGAIN) {
+                return;
+            }
+        }
+    }
+
+    fn with_connection<T>(&mut self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(self.shared.connector().connect(&self.shared.keeper_interrupter)?),
+        };
+        let result = work(connection);
+        // A server that fails over answers on the old connection, in vain.
+        if connection.is_broken() || result.as_ref().is_err_and(Error::is_retryable) {
+            self.connection = None;
+        }
+        result
+    }
+
+    /// The last acknowledgements, and a tidy end, within `close_timeout`.
+    fn conclude(&mut self, will: &LastWill) {
+        let limit = Deadline::after(self.shared.settings.close_timeout);
+        while let Err(error) = self.flush_acks() {
+            self.note_failure(&error);
+            let pause = self.next_attempt.saturating_duration_since(Instant::now());
+            if !error.is_retryable() || pause >= limit.left() {
+                return;
+            }
+            if self.shared.keeper_interrupter.wait(pause) {
+                return;
+            }
+        }
+        if let Err(error) = self.tidy_up(will) {
+            log::debug!("consumer {} did not end tidily: {}", self.shared.member.consumer, with_causes(&error));
+        }
+    }
+
+    fn tidy_up(&mut self, will: &LastWill) -> Result<()> {
+        let (member, claim_idle) = (self.shared.member.clone(), self.shared.input.claim_idle);
+        for ids in will.unwanted.chunks(LEASES_AT_ONCE) {
+            self.with_connection(|connection| commands::set_idle(connection, &member, claim_idle, ids))?;
+        }
+        if self.shared.settings.generated_name {
+            self.with_connection(|connection| commands::delete_consumer_without_pending(connection, &member))?;
+        }
+        Ok(())
+    }
+}
+
+/// Leases older than a third of `claim_idle` are renewed, twice as often, so that none grows older than a half.
+fn lease_interval(shared: &Shared) -> Duration {
+    (shared.input.claim_idle / 6).max(Duration::from_millis(1))
+}

@@ -1,0 +1,183 @@
+//! Keys made for these tests with the openssl command, in the formats that `rcgen` does not write. They protect nothing.
+
+/// `openssl genrsa 2048`.
+pub(super) const RSA_PKCS8: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQDUP0hbcJ4pXkz/
+uAQ6LWdhd8/wQ/Z2kHsp9/a11eHWCt7/0DG1c3Mv1W9JFMti0M4zgm2ujeE4rvLn
+vRYpg2bMeHSZhqKMKAyg2BUtTAv6vVP+NvKkFxrPLEKE7FEyVYwXkMKQVC6NpNNl
+7aorTXj+A50dxfyRE+7wfxltB6nyADZooT9wqfVljkVWKR6ypnuoDzzNhf3N08tZ
+t65/oz/jfn04FljE7EStz9YNcJjb5AeyGhvF58fiTTJGdAiiTIgZ7+HRxo9OzRaG
+f6Ts2zZHVYF3j+Ks8JdSwXJxeFolY+W9GJLYtAdlyPa9pkcxjdhJwub/6HAAC+7E
+JD0hxmAxAgMBAAECggEAE2/ZftOOYw10EbWsCsPeWXUGbDiybmMxfu4VVXZJII04
+T3GlIQ/PNvczIhyEZP/oPPFZ0rLC3apagPxg9jDxY2eN41gKtLkfhu9Nk9YIrCVV
+zCGuEMwziVDCpWJFgU2HmcozodIDvWGgdmTQa6IZosbOnEu6+HI8icup7BaClVsN
+ind6gmO7vtwPr20ICt9HwEnrkmkEEhPFipombSsxTthxfdv62FdiWYafAoqlNaKq
+QBzuRakTtaPbFUkBhTgTw7g4Y916qMOBVJmhCdYEq5RxuAYA0VGFJALUeNrOpwtO
+dfxpEFpY70KNUDK79607eoPz3ps/g87v5YA+FmB+LQKBgQD1siuL6zboSmAPPIwT
+o8nJ2G4nnY8koE7r8BTTwFE9EifrTkKlC7IVR+H3VFyAA3L7ioaDW+ATS5rPWwGz
+Rkvr2LQfV2lZx3YUK+tUI0PguZBbzu4QGorlL+Y2MagghRhh/KHiYNg2bhSpQtDC
+aN4/neHomNJfc7eG4kgKIqT34wKBgQDdJgBUl2zYpNX6WSrAPuCtc0C+5ZPeYLKD
+8dxAnzQMB5AjvL/H18lrQswM4fwmXooa3aJAkAyRBs/t9+mIlAZ7tCHHOSaEeO4E
+d8VtO4xWCkZOr9pGnzUtf+qOZtSjuq+TVjdJtWf/BeqBttVIvKJwFsgqnKQzFPn5
+17PO9Xc72wKBgQC/LbMqvYzM9UqHsJJCmfjjIZCdLMF8O20Ns5NRLV1JSv5a31uG
+N3KLkpJmtHMBfS2UQzblsbDK8tJ0NJk/GRzsWIPXu1mTbVwY2A/WOVaQ33NPrNWb
+HDwll77nPn5XR5kwbba9gqPavo8/IWl1TMpa8AwfxAI2GcGdqCdsE4cQBwKBgA/+
+o596pEC3C1LkCBeHdLCW2WP1LtCypbatU4TI/vavxVkQWb6WeNbtKdz0q0wLImn3
+Bbktsfr7Ryaq+5UJP77KtHa4R3TlWjGwh/Lyj5/ZdmRSi7L36Ny1l71c6pw88F3z
+qmQGXtMvFlrzYlG0cvswaqHKWoXnSn0rgLHDRzBpAoGAb5/u2DrxuhBp7tTHtiOj
+Jy2gPR/nZh6cIatEvpaHZkMiESyamtrsk7k56kG/PanroRke8azUbrWzIGyya4mX
+vNWR+lTmWmtVT4yKjVVK47c2hzzcVoFgixvWHUZnJeJQ6gIDTrTdGFPnrZt1EoyF
+QhjtwlMU6fFn9ya7dqlHuR8=
+-----END PRIVATE KEY-----
+";
+
+/// The same key by `openssl rsa -traditional`.
+pub(super) const RSA_PKCS1: &str = "\
+-----BEGIN RSA PRIVATE KEY-----
+MIIEowIBAAKCAQEA1D9IW3CeKV5M/7gEOi1nYXfP8EP2dpB7Kff2tdXh1gre/9Ax
+tXNzL9VvSRTLYtDOM4Jtro3hOK7y570WKYNmzHh0mYaijCgMoNgVLUwL+r1T/jby
+pBcazyxChOxRMlWMF5DCkFQujaTTZe2qK014/gOdHcX8kRPu8H8ZbQep8gA2aKE/
+cKn1ZY5FVikesqZ7qA88zYX9zdPLWbeuf6M/4359OBZYxOxErc/WDXCY2+QHshob
+xefH4k0yRnQIokyIGe/h0caPTs0Whn+k7Ns2R1WBd4/irPCXUsFycXhaJWPlvRiS
+2LQHZcj2vaZHMY3YScLm/+hwAAvuxCQ9IcZgMQIDAQABAoIBABNv2X7TjmMNdBG1
+rArD3ll1Bmw4sm5jMX7uFVV2SSCNOE9xpSEPzzb3MyIchGT/6DzxWdKywt2qWoD8
+YPYw8WNnjeNYCrS5H4bvTZPWCKwlVcwhrhDMM4lQwqViRYFNh5nKM6HSA71hoHZk
+0GuiGaLGzpxLuvhyPInLqewWgpVbDYp3eoJju77cD69tCArfR8BJ65JpBBITxYqa
+Jm0rMU7YcX3b+thXYlmGnwKKpTWiqkAc7kWpE7Wj2xVJAYU4E8O4OGPdeqjDgVSZ
+oQnWBKuUcbgGANFRhSQC1HjazqcLTnX8aRBaWO9CjVAyu/etO3qD896bP4PO7+WA
+PhZgfi0CgYEA9bIri+s26EpgDzyME6PJydhuJ52PJKBO6/AU08BRPRIn605CpQuy
+FUfh91RcgANy+4qGg1vgE0uaz1sBs0ZL69i0H1dpWcd2FCvrVCND4LmQW87uEBqK
+5S/mNjGoIIUYYfyh4mDYNm4UqULQwmjeP53h6JjSX3O3huJICiKk9+MCgYEA3SYA
+VJds2KTV+lkqwD7grXNAvuWT3mCyg/HcQJ80DAeQI7y/x9fJa0LMDOH8Jl6KGt2i
+QJAMkQbP7ffpiJQGe7QhxzkmhHjuBHfFbTuMVgpGTq/aRp81LX/qjmbUo7qvk1Y3
+SbVn/wXqgbbVSLyicBbIKpykMxT5+dezzvV3O9sCgYEAvy2zKr2MzPVKh7CSQpn4
+4yGQnSzBfDttDbOTUS1dSUr+Wt9bhjdyi5KSZrRzAX0tlEM25bGwyvLSdDSZPxkc
+7FiD17tZk21cGNgP1jlWkN9zT6zVmxw8JZe+5z5+V0eZMG22vYKj2r6PPyFpdUzK
+WvAMH8QCNhnBnagnbBOHEAcCgYAP/qOfeqRAtwtS5AgXh3Swltlj9S7QsqW2rVOE
+yP72r8VZEFm+lnjW7Snc9KtMCyJp9wW5LbH6+0cmqvuVCT++yrR2uEd05VoxsIfy
+8o+f2XZkUouy9+jctZe9XOqcPPBd86pkBl7TLxZa82JRtHL7MGqhylqF50p9K4Cx
+w0cwaQKBgG+f7tg68boQae7Ux7YjoyctoD0f52YenCGrRL6Wh2ZDIhEsmpra7JO5
+OepBvz2p66EZHvGs1G61syBssmuJl7zVkfpU5lprVU+Mio1VSuO3Noc83FaBYIsb
+1h1GZyXiUOoCA0603RhT562bdRKMhUIY7cJTFOnxZ/cmu3apR7kf
+-----END RSA PRIVATE KEY-----
+";
+
+/// `EC_SEC1` by `openssl pkcs8 -topk8 -nocrypt`.
+pub(super) const EC_PKCS8: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgCKKkALgYldNuX3gQ
+CTjNoOn6rLGHqTdAs+SZ7utVVVShRANCAATabOiJVT11PxuREnFDtTSeTSl64t7w
+Dyup1KdsfDseYI9QhbTP2Q4tjKdecDgDt3ZGu+Dr2FKB8dJ+7OcO6xCr
+-----END PRIVATE KEY-----
+";
+
+/// `openssl ecparam -name prime256v1 -genkey`, which writes the parameters, too.
+pub(super) const EC_SEC1: &str = "\
+-----BEGIN EC PARAMETERS-----
+BggqhkjOPQMBBw==
+-----END EC PARAMETERS-----
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIAiipAC4GJXTbl94EAk4zaDp+qyxh6k3QLPkme7rVVVUoAoGCCqGSM49
+AwEHoUQDQgAE2mzoiVU9dT8bkRJxQ7U0nk0peuLe8A8rqdSnbHw7HmCPUIW0z9kO
+LYynXnA4A7d2Rrvg69hSgfHSfuznDusQqw==
+-----END EC PRIVATE KEY-----
+";
+
+/// `openssl genpkey -algorithm ed25519`.
+pub(super) const ED25519: &str = "\
+-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIIrVGA4dCjLGSzw0KfY137VRL7oNncMkjHhxuEMTC3TS
+-----END PRIVATE KEY-----
+";
+
+/// A curve that ring does not have.
+pub(super) const P521: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIHuAgEAMBAGByqGSM49AgEGBSuBBAAjBIHWMIHTAgEBBEIARlDx8zVerIDt8vnc
+sRfFDGh0DOl6u82sfBLrx5befFD5ELECgFAQvsMd6uxuoNcg8rM1NQukFuNYK0Ab
+3TR3QUahgYkDgYYABACk8ve2NyBTbCkCIGA1AaXGkKGGFwcE4HbugdNbU5dZDzeN
+Nx9BgUkC1TuHVYKsIrh899gYKFEy1vfPTdGA5jnSFQCphYNnTRbhjsf9whymaH7F
+wHEAjvyq/uAhKdRlf9SjA50wDTfgpP88IkMD2lpkPBahECqTAwr1hKc1Ew7YrQ3o
+kg==
+-----END PRIVATE KEY-----
+";
+
+/// `EC_PKCS8` by `openssl pkcs8 -topk8 -v2 aes-256-cbc`, with the password `hidden`, as all that follow.
+pub(super) const AES256: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHrMFYGCSqGSIb3DQEFDTBJMCgGCSqGSIb3DQEFDDAbBAhe2xnvELzkRgIBEDAM
+BggqhkiG9w0CCQUAMB0GCWCGSAFlAwQBKgQQh5pPEbipr5gWzurFUKhOlASBkBtj
+qUK2XT8OFG2Sl9JzNcFEdMTmKD4nv73nFfBNJYE5NDAMKGz4LxhzMHXDVe/oLnuB
+CVEbX+cSqNoWWG8spUD17lpzlJBTkrzZNB332CZlfBO4gCQ2HyeICZE2L1/ofaCt
+U4oUgii7XQvgIQna/ZhBmibUHSchV37FW90mo1KG7wYXRTj6hS7AdmutIQvwGw==
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+/// The same with `-v2 des3 -v2prf hmacWithSHA256`.
+pub(super) const DES3: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHiME0GCSqGSIb3DQEFDTBAMCgGCSqGSIb3DQEFDDAbBAj9E8CBMkkZbQIBEDAM
+BggqhkiG9w0CCQUAMBQGCCqGSIb3DQMHBAi3H+P03cvFXQSBkPtcj3eRGF3LIgOR
+FGdedK9P+/oYpCEWdTJwPIDWEyQ42ih+DUhOY9bB3ekw3Q9bOgYqj+DnoVGExaAv
+M59kzbqqS9bUIo6D1rD1uUwdnSGHxxgP4Tv6c7Dyy8VzXnuOWLQmmlR17Mrxvekq
+J7O5nbYjI/9o37pSTlmlYW4/SzTe3k90D9yHpU18PzSCGVhz+A==
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+/// The same with `-scrypt`.
+pub(super) const SCRYPT: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHjME4GCSqGSIb3DQEFDTBBMCAGCSsGAQQB2kcECzATBAgMASS1gZLBVwIBEAIB
+CAIBATAdBglghkgBZQMEASoEEO75MC22Ffd6xO4EQnUuNIsEgZC1Z6LnysC+vEQd
+sqGkSGi4HdchqrJguycuNpaKU1XC1aq1E3S+EzB63TrHaeSLQY3FQMRMX6LKrAoL
+JKn1ECdMf2omEK/+KmhBCtV+c+1Yfjxzv/PZQxTbcjh6Iqy184B9Vd6LGFt9GIoj
+kU07HQfNVr7RxyOVsOMusq4PLSQPxBjzz8J1NF3hAQDf9E+ODxk=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+/// The same with `-v2prf hmacWithSHA1`.
+pub(super) const HMAC_SHA1: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIHdMEgGCSqGSIb3DQEFDTA7MBoGCSqGSIb3DQEFDDANBAisEPKA8Lq72AIBEDAd
+BglghkgBZQMEAQIEEDHzK/MWJ2Sb8U6xzAaPWAsEgZBijNFOztI2Uclfc1UWh+DF
+Uz2f9Q8pc3er3Nfhvf8+mq28dX/VvleQcMYovvy0eb/bLmGIFLRgeymC8mZZBp8m
+AxdcPtg1gaWzjkaaa+J7u/4DT24q0bjoqDVHk7cvNdLxG5EVn2WP6ubzTmP/w+GW
+rzjWV5r9lbzjFs2AVfVP5F9f5WzbulvFyYKb/FoyNbM=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+/// The same with `-v1 PBE-SHA1-3DES`.
+pub(super) const PBES1: &str = "\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIGwMBsGCiqGSIb3DQEMAQMwDQQIjWyyNCdWXjkCARAEgZBzfDrBnCQiPSqxmryT
+aT3xwV4b+SKbPRT/M+5DrLBZokgZSxkCVxavNIuddKv7vEzhMYlgkxaLr6f33x9P
+XrP5UzKST5AJazKglWaAEUcapOJbbMqm0eII3crt1piDPt2xS9vDRewd9tEBPKid
+mcIPhL3xoWH1Eb63P5g1jin77RqXqoighpGuvoM9rQGsyZk=
+-----END ENCRYPTED PRIVATE KEY-----
+";
+
+/// `EC_SEC1` by `openssl ec -aes256`.
+pub(super) const LEGACY: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+Proc-Type: 4,ENCRYPTED
+DEK-Info: AES-256-CBC,5F39129F49835B50C032D14C740DEEFC
+
+1t61EtCyLcBjbLOwf/Ab4227kId3NrWDM6rYfOHRc6wBMHCV+DUVDn2bjoeYclT7
+6DcjmDn4o72r5dach80omfP5MDLO2F3KmTyF+n8nbuEbedYXOJsmRsSjkC5CxCH7
+VcN+ULHUeIHfEm7IZQ2PNc+MrzoNjn2JmYZVECegk+U=
+-----END EC PRIVATE KEY-----
+";
+
+/// A certificate for `EC_PKCS8` by `openssl x509 -req -signkey`, without extensions.
+pub(super) const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBKTCBzwIUHgsrVQ5JHZ1K1X5ZcWNvONQB+j0wCgYIKoZIzj0EAwIwFjEUMBIG
+A1UEAwwLdmVyc2lvbi1vbmUwIBcNMjYxMTIzMTM1MjQyWhgPMjEyNjEwMzAxMzUy
+NDJaMBYxFDASBgNVBAMMC3ZlcnNpb24tb25lMFkwEwYHKoZIzj0CAQYIKoZIzj0D
+AQcDQgAE2mzoiVU9dT8bkRJxQ7U0nk0peuLe8A8rqdSnbHw7HmCPUIW0z9kOLYyn
+XnA4A7d2Rrvg69hSgfHSfuznDusQqzAKBggqhkjOPQQDAgNJADBGAiEA0iePAqkg
+hsggDLcrXfB8TWC7uOb0gEPwZgwoZuEj2pUCIQD97Np874b0wbZMr+9JNd1Hz7jf
+HQztPZmEGl6+7swOuw==
+-----END CERTIFICATE-----
+";
