@@ -11,6 +11,8 @@ use crate::net::{Deadline, IdleState, Interrupter, Socket, is_deadline};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Cursor, MAX_REPLY, Malformed, Scanner, Token, redis_error};
 
+/// A connection that was used within this time is used again without a look at its socket.
+const SURELY_ALIVE: Duration = Duration::from_millis(10);
 /// How much is read at once at least.
 const READ_SIZE: usize = 64 * 1024;
 /// Buffers that grew beyond this for one long request or reply shrink back afterwards.
@@ -137,11 +139,6 @@ impl Connection {
         self.broken || self.owed > 0 || !self.request.is_empty()
     }
 
-    /// How long this connection has not been used.
-    pub(crate) fn idle_time(&self) -> Duration {
-        self.last_used.elapsed()
-    }
-
     /// The bound on an ordinary command, from now on.
     pub(crate) fn command_deadline(&self) -> Deadline {
         Deadline::after(self.socket_timeout)
@@ -157,6 +154,12 @@ impl Connection {
     pub(crate) fn command(&mut self, name: &str, arguments: usize) -> Command<'_> {
         self.owed += 1;
         Command::new(&mut self.request, arguments).arg(name)
+    }
+
+    /// Takes commands that were encoded elsewhere; one reply is owed for each.
+    pub(crate) fn append(&mut self, encoded: &[u8], commands: usize) {
+        self.owed += commands;
+        self.request.extend_from_slice(encoded);
     }
 
     /// The bytes that are encoded and not yet sent.
@@ -228,10 +231,21 @@ impl Connection {
         }
     }
 
-    /// Looks, without waiting, whether the peer has closed this idle connection. A server that ended while nobody spoke to
-    /// it is noticed before a request is lost on it.
-    pub(crate) fn idle_state(&mut self) -> Result<IdleState> {
-        self.socket.idle_state().map_err(|error| self.failed(error, false))
+    /// Looks after a connection that may have lain idle, before it is used again: a server that ended meanwhile is noticed
+    /// before a request is lost on it. After more than `health_check_interval` it must answer a `PING` by the deadline.
+    pub(crate) fn check_after_idling(&mut self, health_check_interval: Duration, deadline: Deadline) -> Result<()> {
+        let idle = self.last_used.elapsed();
+        if idle < SURELY_ALIVE && !health_check_interval.is_zero() {
+            return Ok(());
+        }
+        if idle > health_check_interval {
+            return self.ping(deadline);
+        }
+        match self.socket.idle_state() {
+            Ok(IdleState::Quiet) => Ok(()),
+            Ok(IdleState::HasData) => self.ping(deadline),
+            Err(error) => Err(self.failed(error, false)),
+        }
     }
 
     fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {

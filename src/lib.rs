@@ -1,4 +1,136 @@
-//! A blocking client for Redis Streams. No async runtime.
+//! A blocking client for Redis Streams with consumer groups. No async runtime.
+//!
+//! It is made for plain threaded programs, embedded tools and blocking tests: every call waits for a bounded time, memory is
+//! bounded, and no entry is lost by the client, whatever fails.
+//!
+//! A publisher:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use step_redis::{PoolParams, StepPool, StepStream, StreamOutput};
+//!
+//! fn main() -> step_redis::Result<()> {
+//!     let stream = StepStream::new(StepPool::connect(PoolParams::from_url("redis://127.0.0.1:6379")?)?);
+//!     let output = StreamOutput::new("orders").max_length(1000).ttl(Duration::from_secs(120));
+//!     let id = stream.publish(&output, "two coffees")?;
+//!     println!("published {id}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A consumer:
+//!
+//! ```no_run
+//! use step_redis::{PoolParams, StepPool, StepStream, StreamInput};
+//!
+//! fn main() -> step_redis::Result<()> {
+//!     let stream = StepStream::new(StepPool::connect(PoolParams::from_url("redis://127.0.0.1:6379")?)?);
+//!     let consumer = stream.consumer(StreamInput::new("orders", "kitchen")).spawn()?;
+//!     for delivery in &consumer {
+//!         let delivery = delivery?;
+//!         println!("{} {}", delivery.id(), delivery.text()?);
+//!         delivery.ack()?;
+//!     }
+//!     consumer.close()?; // flushes the acknowledgements and reports
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The map
+//!
+//! [`PoolParams`] and [`TlsParams`] say where the server is and how long anything may take. [`StepPool`] holds a bounded
+//! number of connections to it. [`StepStream`] publishes, receives and inspects through a pool; its
+//! [`consumer`](StepStream::consumer) is a thread that reads ahead and an iterator over what it read, its
+//! [`publisher`](StepStream::publisher) lets many threads share round trips. [`StreamInput`] names what to read and how,
+//! [`StreamOutput`] what to write and what the stream keeps. A [`Message`] goes in, a [`Delivery`] comes out: the guard of
+//! one entry until it is settled. [`Error`] has one variant for each thing a caller would do differently.
+//!
+//! A pooled [`Connection`] is a [`redis::ConnectionLike`]: every command of the [`redis`] crate runs on it too.
+//!
+//! # When is an entry acknowledged?
+//!
+//! Only by [`Delivery::ack`], or by the two settings that ask for it by name: [`OnDrop::Ack`] for what an iterator has
+//! handed out, and never while the thread is panicking. A delivery that is dropped, by the end of a scope, by `?` or by a
+//! panic, leaves its entry pending at the server, and it comes again: to a consumer of the same name when it starts anew,
+//! or to any other once it lay idle for [`claim_idle`](StreamInput::claim_idle). [`release`](Delivery::release) offers it at
+//! once, [`retry_after`](Delivery::retry_after) later, and [`dead_letter`](Delivery::dead_letter) moves it aside.
+//!
+//! Deliveries of [`StepStream::receive`] are acknowledged in one confirmed round trip. Deliveries of a [`Consumer`] queue
+//! the acknowledgement: they travel together within a few milliseconds, are repeated across reconnects until the server has
+//! confirmed them, and [`Consumer::close`] flushes them and reports. [`AckMode::Confirmed`] has `ack()` wait instead. A
+//! delivery that outlives its consumer is acknowledged through the pool.
+//!
+//! Delivery is at least once: handlers should not mind an entry that comes twice. Publishing never repeats itself: when the
+//! connection fails after a message has left, the error [says so](Error::is_outcome_unknown), and the caller decides.
+//!
+//! # What blocks, and for how long?
+//!
+//! | call | waits for | at most |
+//! |---|---|---|
+//! | any that needs a pooled connection | the checkout | `connection_available_timeout` (2 s) |
+//! | [`StepPool::connect`] | name, every address, TLS, login, first `PING` | `socket_connect_timeout` (30 s) in total |
+//! | a command, a pipeline | all of its replies together | `socket_timeout` (30 s) in total |
+//! | [`StepStream::publish_batch`] | each window of messages | `socket_timeout` |
+//! | [`StepStream::receive`] | an entry, then the server | `wait_timeout` (5 s) + `socket_timeout` |
+//! | [`Publisher::publish`] | the turn before, its own turn | each `socket_connect_timeout` + `socket_timeout` |
+//! | [`ConsumerBuilder::spawn`] | two connections, the group | 2 × `socket_connect_timeout` + `socket_timeout` |
+//! | [`Consumer`]'s `iter` | an entry, or the end | no bound: it is the loop; [`StopHandle::stop`] ends it |
+//! | `try_iter`, `timeout_iter` | nothing, the given limit | the given limit |
+//! | [`Delivery::ack`] of a consumer | nothing ([`AckMode::Queued`]) | - |
+//! | [`StopHandle::stop`] | nothing; the reader wakes within milliseconds | - |
+//! | [`Consumer::close`], Drop | last acknowledgements, threads | `close_timeout` (2 s) + 0.1 s |
+//!
+//! The limits hold for a call as a whole, against a peer that sends a byte now and then, too. A connection with an I/O error,
+//! a timeout or a reply that is not RESP is never used again. `BLOCK 0` is never sent: long waits are made of several of at
+//! most 30 s, and keepalive and `TCP_USER_TIMEOUT` watch the connection meanwhile.
+//!
+//! A consumer reads on a connection of its own, so it never takes one from publishers. [`StepStream::receive`] does hold a
+//! pooled connection while it waits.
+//!
+//! # What ends the loop?
+//!
+//! [`StopHandle::stop`], [`Consumer::close`], or a fatal error, which is yielded once: credentials or permissions that are
+//! refused, a key that holds something else than a stream, a group that is lost under [`OnGroupLoss::Fail`]. Then the
+//! iterator is fused. After a stop, what was read ahead is still handed out, then `None`.
+//!
+//! A lost connection does not end it. The consumer connects again, with growing, random pauses ([`Backoff`]), for as long as
+//! it takes; it logs one warning for the outage, and counts it.
+//!
+//! # Threads
+//!
+//! A pool has two threads that open connections (`step-redis-pool-0`, `-1`); a consumer has `step-redis-reader` and
+//! `step-redis-keeper`, and for a moment `step-redis-stop`; a name lookup runs in `step-redis-lookup`. [`StepPool`],
+//! [`StepStream`], [`Publisher`] and [`StopHandle`] are `Clone + Send + Sync`; [`Delivery`] is `Send + 'static`.
+//!
+//! # What the server must allow
+//!
+//! Redis 6.2 or later, or Valkey. A user under an ACL needs `XADD`, `XREADGROUP`, `XACK`, `XGROUP`, `XPENDING`, `XCLAIM`,
+//! `XAUTOCLAIM`, `XRANGE` and `PING` as far as they are used, and `EVAL`: what must happen in one step at the server
+//! (leases, giving back, dead letters, an expiry that touches nothing but streams) is a small script. Without `EVAL`, only
+//! expiry works, at the cost of more round trips. `CLIENT ID` and `CLIENT UNBLOCK` make stopping gentler and can be missing.
+//!
+//! # Features
+//!
+//! | feature | default | what |
+//! |---|---|---|
+//! | `tls` | yes | TLS through rustls with the ring provider |
+//!
+//! # Log levels
+//!
+//! | level | what |
+//! |---|---|
+//! | error | a thread of the library panicked |
+//! | warn | an outage begins; entries or a group were lost at the server; dead letters; acknowledgements that close could not confirm; certificates that are not verified |
+//! | info | an outage is over |
+//! | debug | connections opened and discarded, repeated attempts |
+//! | trace | RESP3 push messages that were set aside |
+//!
+//! Credentials, key material and payloads are never logged.
+//!
+//! # Not supported
+//!
+//! Exactly-once delivery (nobody has it), several streams in one consumer, publish and subscribe channels, Sentinel and
+//! Cluster, async programs.
 
 mod commands;
 mod connection;
@@ -10,6 +142,7 @@ mod error;
 mod net;
 mod params;
 mod pool;
+mod publisher;
 mod resp;
 mod signal;
 mod stream;
@@ -21,6 +154,7 @@ pub use consumer::{
     AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StopHandle, TimeoutIter,
     TryIter,
 };
+/// The channel in [`Consumer::receiver`]'s signature.
 pub use crossbeam_channel;
 pub use delivery::{Delivery, OnDrop};
 pub use endpoint::{Retention, StartId, StreamInput, StreamOutput};
@@ -29,5 +163,14 @@ pub use error::{ConnectStep, Error, Result};
 pub use net::Interrupter;
 pub use params::{Pem, PoolParams, Protocol, TlsParams};
 pub use pool::{PoolState, PooledConnection, StepPool};
+pub use publisher::Publisher;
+/// The crate whose commands run on a [`Connection`], and whose errors are behind ours.
 pub use redis;
+/// The TLS library whose configuration [`TlsParams`] takes.
+#[cfg(feature = "tls")]
+pub use rustls;
 pub use stream::{ConsumerPending, DeadLetter, GroupInfo, Pending, StepStream, StreamInfo};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -10,12 +10,10 @@ use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use crate::connection::{Connection, Connector};
 use crate::error::{Error, Result};
-use crate::net::{Deadline, IdleState, Interrupter};
+use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
 use crate::signal::lock;
 
-/// A connection that was used within this time is lent again without a look at its socket.
-const SURELY_ALIVE: Duration = Duration::from_millis(10);
 /// Threads that open connections: one more than one, so that an attempt which hangs does not hold up all others.
 const OPENING_THREADS: usize = 2;
 /// Connections beyond what is needed are closed after lying idle for this long.
@@ -128,7 +126,7 @@ impl StepPool {
             let Ok(mut connection) = self.connections.get_timeout(deadline.left()) else {
                 return Err(self.exhausted(started.elapsed()));
             };
-            match self.check(&mut connection, deadline) {
+            match connection.check_after_idling(self.params().health_check_interval, deadline) {
                 Ok(()) => return Ok(PooledConnection(connection)),
                 // Broken now: given back, it leaves the pool, and the next one is tried.
                 Err(error) => {
@@ -171,18 +169,6 @@ impl StepPool {
     /// The parameters that the pool was made with.
     pub fn params(&self) -> &PoolParams {
         self.shared.connector.params()
-    }
-
-    /// Looks after a connection before it is lent.
-    fn check(&self, connection: &mut Connection, deadline: Deadline) -> Result<()> {
-        let idle = connection.idle_time();
-        if idle < SURELY_ALIVE {
-            return Ok(());
-        }
-        if idle > self.params().health_check_interval || connection.idle_state()? == IdleState::HasData {
-            connection.ping(deadline)?;
-        }
-        Ok(())
     }
 
     fn exhausted(&self, waited: Duration) -> Error {

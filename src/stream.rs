@@ -14,6 +14,7 @@ mod receive;
 
 pub use dead_letters::DeadLetter;
 pub use inspect::{ConsumerPending, GroupInfo, Pending, StreamInfo};
+pub(crate) use publish::{check_message, conclude_add};
 pub(crate) use receive::{acknowledge_gone, next_block};
 
 /// Streams through a pool: publish, receive, claim, inspect. Clones share the pool.

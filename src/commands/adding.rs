@@ -27,8 +27,20 @@ const MAX_SCRIPT_FIELDS: usize = 3_000;
 
 /// Encodes `XADD stream [MAXLEN|MINID ...] * field value ...`.
 pub(crate) fn encode_add(connection: &mut Connection, output: &StreamOutput, message: &Message<'_>) {
-    let arguments = 3 + retention_arguments(output.retention) + 2 * message.len();
-    let mut command = connection.command("XADD", arguments).arg(&*output.stream_id);
+    write_add(connection.command("XADD", add_arguments(output, message)), output, message);
+}
+
+/// The same into a buffer that a connection takes later.
+pub(crate) fn encode_add_to(out: &mut Vec<u8>, output: &StreamOutput, message: &Message<'_>) {
+    write_add(Command::new(out, add_arguments(output, message)).arg("XADD"), output, message);
+}
+
+fn add_arguments(output: &StreamOutput, message: &Message<'_>) -> usize {
+    3 + retention_arguments(output.retention) + 2 * message.len()
+}
+
+fn write_add(command: Command<'_>, output: &StreamOutput, message: &Message<'_>) {
+    let mut command = command.arg(&*output.stream_id);
     push_add(&mut command, output, |command| {
         message.for_each_field(|name, value| {
             command.push(name);

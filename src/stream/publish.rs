@@ -35,7 +35,7 @@ impl StepStream {
         }
         connection.send()?;
         let id = commands::receive_id(&mut connection, "XADD");
-        receive_refresh(&mut connection, output);
+        conclude_add(&mut connection, output);
         id
     }
 
@@ -157,20 +157,20 @@ impl Batch<'_> {
             }
             *received += 1;
         }
-        receive_refresh(self.connection, self.output);
+        conclude_add(self.connection, self.output);
         Ok(refusal)
     }
 }
 
 /// Takes the reply to the refresh that went along, if one did.
-fn receive_refresh(connection: &mut Connection, output: &StreamOutput) {
+pub(crate) fn conclude_add(connection: &mut Connection, output: &StreamOutput) {
     if let (Some(ttl), false) = (output.ttl, connection.is_failed()) {
         let refresh = commands::receive_refresh(connection);
         commands::conclude_refresh(connection, &output.stream_id, ttl, refresh);
     }
 }
 
-fn check_message(message: &Message<'_>) -> Result<()> {
+pub(crate) fn check_message(message: &Message<'_>) -> Result<()> {
     if message.len() == 0 {
         return Err(Error::params("message", "no field; an entry needs at least one"));
     }

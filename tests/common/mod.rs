@@ -1,3 +1,4 @@
+//! Support for the tests and benches: a real server, hostile peers, a fault proxy, certificates, and small measurements.
 //!
 //! Nothing here uses the crate under test, so a bug in it cannot hide itself.
 //!
@@ -10,20 +11,26 @@
 // Several test binaries and benches include this module, and none of them uses all of it. Their `pub` reaches nobody.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+mod acceptor;
+mod builder;
 mod certs;
 mod conversation;
 mod launcher;
+mod link;
 mod peer;
+mod proxy;
 mod resp;
 mod server;
 mod socket;
 
+pub use builder::ServerBuilder;
 pub use certs::{Certificates, Identity, KeyKind};
 pub use conversation::{Behaviour, Conversation, Step};
 pub use launcher::{end_with_parent, scratch_directory, signal, spawn};
 pub use peer::Peer;
+pub use proxy::{Direction, Proxy, Upstream};
 pub use resp::{Reply, RespClient};
-pub use server::{Server, ServerBuilder};
+pub use server::Server;
 
 use std::fs;
 use std::net::TcpListener;

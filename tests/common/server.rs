@@ -15,9 +15,10 @@
 //! default user, its password, the TCP port or TLS, and a server of another test that has snatched the port is never
 //! mistaken for ours. That connection is left out of [`Server::client_list`].
 
-use super::launcher::{end_with_parent, find_program, scratch_directory, signal, spawn};
+use super::builder::{ADMIN, ServerBuilder, server_program};
+use super::launcher::{end_with_parent, scratch_directory, signal, spawn};
 use super::resp::{Reply, RespClient};
-use super::{Certificates, free_port, lock, wait_until};
+use super::{lock, wait_until};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -30,118 +31,6 @@ use tempfile::TempDir;
 
 /// How long a start, a graceful end, or a condition on the server may take on a slow, busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// The ACL user of the test's own connection.
-const ADMIN: &str = "test-admin";
-
-/// What to start. Later settings win over earlier ones.
-#[derive(Debug, Clone, Default)]
-pub struct ServerBuilder {
-    unix_only: bool,
-    tls: Option<Certificates>,
-    require_client_certificate: bool,
-    password: Option<String>,
-    lines: Vec<String>,
-}
-
-impl ServerBuilder {
-    /// A free port on 127.0.0.1, beside the Unix socket that every server has. The default.
-    pub fn tcp(mut self) -> Self {
-        self.unix_only = false;
-        self
-    }
-
-    /// The Unix socket only, no TCP port.
-    pub fn unix(mut self) -> Self {
-        self.unix_only = true;
-        self
-    }
-
-    /// A TLS port as well, with the server certificate and the CA of `certificates`.
-    pub fn tls(mut self, certificates: &Certificates) -> Self {
-        self.tls = Some(certificates.clone());
-        self
-    }
-
-    /// Whether the TLS port demands a certificate of the client, signed by the CA. Defaults to false.
-    pub fn require_client_certificate(mut self, required: bool) -> Self {
-        self.require_client_certificate = required;
-        self
-    }
-
-    /// A line of the configuration file. The value may be several arguments; an empty one is written as `""`.
-    pub fn config(mut self, key: &str, value: &str) -> Self {
-        let value = if value.is_empty() { r#""""# } else { value };
-        self.lines.push(format!("{key} {value}"));
-        self
-    }
-
-    /// Persistence that survives SIGKILL: an append-only file, synced before each reply.
-    pub fn append_only(self) -> Self {
-        self.config("appendonly", "yes").config("appendfsync", "always")
-    }
-
-    /// The password of the default user; [`Server::url`] contains it. For a password without spaces and quotes.
-    pub fn password(mut self, password: &str) -> Self {
-        self.password = Some(password.to_owned());
-        self.config("requirepass", password)
-    }
-
-    /// An ACL user, such as `user("reader", "on >secret ~orders:* +@read")`. `user("default", "off")` works too.
-    pub fn user(self, name: &str, rules: &str) -> Self {
-        self.config("user", &format!("{name} {rules}"))
-    }
-
-    /// Starts the server and waits until it answers.
-    ///
-    /// # Panics
-    ///
-    /// When no server is installed, or when it does not start; then with the end of its log.
-    pub fn start(self) -> Server {
-        // A port may be taken between its choice and the server's start; then another is chosen.
-        for _ in 0..20 {
-            let port = if self.unix_only { 0 } else { free_port() };
-            let tls_port = self.tls.as_ref().map(|_| free_port());
-            let server = Server {
-                directory: scratch_directory("server-"),
-                builder: self.clone(),
-                port,
-                tls_port,
-                process: Mutex::new(Process::default()),
-                admin: Mutex::new(None),
-            };
-            match server.launch().and_then(|()| server.wait_until_ready()) {
-                Ok(()) => return server,
-                Err(reason) if reason.contains("Address already in use") => {}
-                Err(reason) => panic!("{reason}"),
-            }
-        }
-        panic!("every chosen port was taken by the time the server started");
-    }
-
-    fn configuration(&self, port: u16, tls_port: Option<u16>, directory: &Path) -> String {
-        let directory = directory.display();
-        let mut text = format!(
-            "bind 127.0.0.1\nport {port}\nunixsocket {directory}/redis.sock\nunixsocketperm 700\n\
-             dir {directory}\nlogfile {directory}/redis.log\nloglevel verbose\n\
-             save \"\"\nappendonly no\nuser {ADMIN} on nopass ~* &* +@all\n"
-        );
-        if let (Some(certificates), Some(tls_port)) = (&self.tls, tls_port) {
-            let demand = if self.require_client_certificate { "yes" } else { "no" };
-            text += &format!(
-                "tls-port {tls_port}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-auth-clients {demand}\n",
-                certificates.server().display(),
-                certificates.server_key().display(),
-                certificates.ca().display(),
-            );
-        }
-        for line in &self.lines {
-            text.push_str(line);
-            text.push('\n');
-        }
-        text
-    }
-}
 
 #[derive(Debug, Default)]
 struct Process {
@@ -202,7 +91,7 @@ impl Server {
             (None, false) => format!("redis://127.0.0.1:{}", self.port),
             (Some(password), false) => format!("redis://:{password}@127.0.0.1:{}", self.port),
             (None, true) => format!("unix://{}", self.unix_path().display()),
-            (Some(password), true) => format!("unix://{}?pass={password}", self.unix_path().display()),
+            (Some(password), true) => format!("unix://{}?password={password}", self.unix_path().display()),
         }
     }
 
@@ -269,8 +158,9 @@ impl Server {
         self.wait_until_ready().unwrap_or_else(|reason| panic!("{reason}"));
     }
 
-    /// Like [`Server::restart`], but returns before the server answers: for tests of the time in between, such as LOADING
-    /// (slowed down by `config("key-load-delay", "..")` in microseconds).
+    /// Like [`Server::restart`], but returns before the server answers: for tests of the time in between, such as LOADING.
+    /// That is slowed down by `config("key-load-delay", "100")`, in microseconds for each command of the append-only file;
+    /// the server answers only once in 1024 of them.
     pub fn restart_without_waiting(&self) {
         self.shutdown();
         self.launch().unwrap_or_else(|reason| panic!("{reason}"));
@@ -349,6 +239,20 @@ impl Server {
         wait_until(LIMIT, || condition(self));
     }
 
+    pub(super) fn try_start(builder: ServerBuilder, port: u16, tls_port: Option<u16>) -> Result<Server, String> {
+        let server = Server {
+            builder,
+            port,
+            tls_port,
+            process: Mutex::default(),
+            admin: Mutex::default(),
+            directory: scratch_directory("server-"),
+        };
+        server.launch()?;
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
     fn launch(&self) -> Result<(), String> {
         let directory = self.directory.path();
         let file = directory.join("redis.conf");
@@ -396,17 +300,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// The program to test against. `STEP_TEST_SERVER` names another one, for tests with several versions.
-fn server_program() -> PathBuf {
-    if let Some(program) = std::env::var_os("STEP_TEST_SERVER") {
-        let program = program.to_string_lossy();
-        return find_program(&program).unwrap_or_else(|| panic!("STEP_TEST_SERVER: there is no program {program:?}"));
-    }
-    find_program("redis-server")
-        .or_else(|| find_program("valkey-server"))
-        .expect("redis-server not found: install it (apt-get install redis-server), or valkey-server")
 }
 
 /// Whether a stop signal has taken effect; where there is no /proc, that is taken for granted.
