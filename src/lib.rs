@@ -149,6 +149,9 @@ mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
+
 pub use connection::Connection;
 pub use consumer::{
     AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StopHandle, TimeoutIter,

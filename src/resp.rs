@@ -59,6 +59,8 @@ impl Token<'_> {
 fn read_token(bytes: &[u8]) -> Result<Option<(Token<'_>, usize)>, Malformed> {
     let Some((&kind, rest)) = bytes.split_first() else { return Ok(None) };
     match kind {
+        // The null of RESP2. It has the shape of a string or an array, and no other type has one.
+        b'$' | b'*' | b'~' if rest.starts_with(b"-1\r\n") => Ok(Some((Token::Nil, 5))),
         b'$' => blob(rest, Token::Bulk),
         b'=' => blob(rest, Token::Verbatim),
         b'!' => blob(rest, Token::BlobError),
@@ -94,7 +96,8 @@ fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
     let end = bytes.windows(2).take(MAX_LINE + 1).position(|pair| pair == b"\r\n");
     match end {
         Some(end) => Ok(bytes.get(..end)),
-        None if bytes.len() > MAX_LINE => Err("a line longer than 64 KiB"),
+        // One byte more may be the carriage return of a line that is just not too long.
+        None if bytes.len() > MAX_LINE + 1 => Err("a line longer than 64 KiB"),
         None => Ok(None),
     }
 }
@@ -132,9 +135,6 @@ fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
 
 fn blob<'a>(bytes: &'a [u8], token: fn(&'a [u8]) -> Token<'a>) -> Result<Option<(Token<'a>, usize)>, Malformed> {
     let Some((length, header)) = number(bytes)? else { return Ok(None) };
-    if length == -1 {
-        return Ok(Some((Token::Nil, 1 + header)));
-    }
     let length = usize::try_from(length).map_err(|_| "a negative length")?;
     if length > MAX_BULK {
         return Err("a string longer than 512 MiB");
@@ -152,9 +152,6 @@ fn blob<'a>(bytes: &'a [u8], token: fn(&'a [u8]) -> Token<'a>) -> Result<Option<
 
 fn aggregate(bytes: &[u8], token: fn(usize) -> Token<'static>) -> Result<Option<(Token<'_>, usize)>, Malformed> {
     let Some((count, header)) = number(bytes)? else { return Ok(None) };
-    if count == -1 {
-        return Ok(Some((Token::Nil, 1 + header)));
-    }
     let count = usize::try_from(count).map_err(|_| "a negative count")?;
     if count > MAX_ELEMENTS {
         return Err("an aggregate with too many elements");
@@ -302,7 +299,6 @@ impl<'a> Cursor<'a> {
             None => PushKind::Other(String::new()),
             Some(Value::BulkString(kind)) => push_kind(text(&kind)),
             Some(Value::SimpleString(kind)) => push_kind(kind),
-            Some(Value::Okay) => push_kind("OK".to_owned()),
             Some(_) => return Err("a push without a kind"),
         };
         Ok(Value::Push { kind, data: data.collect() })
@@ -313,10 +309,11 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the line.
-fn server_error(line: &[u8]) -> Result<Value, Malformed> {
-    let mut reply = format!("-{}", String::from_utf8_lossy(line).replace("\r\n", " "));
-    reply.push_str("\r\n");
+/// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the text, here as a
+/// string with a length, which may contain line ends.
+fn server_error(text: &[u8]) -> Result<Value, Malformed> {
+    let text = String::from_utf8_lossy(text);
+    let reply = format!("!{}\r\n{text}\r\n", text.len());
     redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
 }
 

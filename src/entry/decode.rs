@@ -127,6 +127,10 @@ fn id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
     use super::*;
 
     fn entry(id: &str, fields: &[(&str, &str)]) -> Entry {
@@ -161,5 +165,34 @@ mod tests {
         let claimed_new = claimed(&mut Cursor::new(new.as_bytes())).unwrap();
         assert_eq!(claimed_new.entries, [entry("1-1", &[("a", "b")])]);
         assert_eq!((claimed_new.next, claimed_new.gone.as_slice()), (EntryId::new(5, 0), &[EntryId::new(1, 2)][..]));
+    }
+
+    /// What a server answered to `XREADGROUP`, `XAUTOCLAIM` and `XRANGE`.
+    const REPLIES: [&str; 6] = [
+        "%1\r\n$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n*2\r\n$3\r\n2-2\r\n_\r\n",
+        "*1\r\n*2\r\n$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\n2-2\r\n*-1\r\n",
+        "*2\r\n$3\r\n0-0\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*4\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n$1\r\nb\r\n*-1\r\n",
+        "*3\r\n$3\r\n5-0\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n*1\r\n$3\r\n2-2\r\n",
+        "*2\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n*2\r\n$3\r\n3-3\r\n*2\r\n$1\r\nb\r\n$2\r\n\r\n\r\n",
+        "_\r\n",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn damaged_replies_are_refused_or_still_entries(
+            reply in select(REPLIES.to_vec()),
+            edits in vec((any::<Index>(), 0..3_usize, "[*%~$:+|_][0-9-]{0,2}|[0-9]-[0-9]|[a-z]"), 1..4),
+        ) {
+            let mut lines: Vec<String> = reply.split_inclusive("\r\n").map(str::to_owned).collect();
+            crate::fuzzing::decode_entries(lines.concat().as_bytes());
+            for (at, removed, added) in edits {
+                let at = at.index(lines.len());
+                let end = lines.len().min(at + removed);
+                lines.splice(at..end, [added + "\r\n"]);
+                crate::fuzzing::decode_entries(lines.concat().as_bytes());
+            }
+        }
     }
 }
