@@ -7,6 +7,7 @@
 mod adding;
 mod expiry;
 mod pending;
+mod position;
 mod reading;
 
 use redis::ServerErrorKind;
@@ -20,7 +21,8 @@ pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refre
 pub(crate) use pending::{
     autoclaim, claim, delete_consumer_without_pending, delivery_counts, missing_from_stream, own_pending, set_idle,
 };
-pub(crate) use reading::{ack, create_group, encode_ack, encode_read, read, receive_ack, receive_entries};
+pub(crate) use position::{StreamPosition, position};
+pub(crate) use reading::{ReadReplies, ack, create_group, receive_read, send_read};
 
 fn push_id(mut command: Command<'_>, id: EntryId) -> Command<'_> {
     let mut text = Vec::with_capacity(24);

@@ -5,6 +5,7 @@ mod builder;
 mod in_flight;
 mod iter;
 mod keeper;
+mod loss;
 mod options;
 mod reader;
 mod shared;

@@ -75,6 +75,7 @@ pub(crate) enum Settlement<'a> {
 pub(crate) trait Settle: Send + Sync {
     fn stream_id(&self) -> &str;
     fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()>;
+    fn ack_batch(&self, ids: &[EntryId]) -> Result<()>;
 }
 
 impl Delivery {
@@ -141,6 +142,18 @@ impl Delivery {
         self.end(Settlement::Ack)
     }
 
+    /// Acknowledges many entries at once, one command for those of one receive or one consumer (`XACK`). It waits as
+    /// [`ack`](Delivery::ack) does, once for each command.
+    ///
+    /// # Errors
+    /// Those of a command through the pool. The entries of that command and of those after it stay pending and come again.
+    pub fn ack_batch(deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
+        for (settler, ids) in by_settler(deliveries) {
+            settler.ack_batch(&ids)?;
+        }
+        Ok(())
+    }
+
     /// Offers the entry to everyone at once, this consumer included (`XCLAIM` with the idle time set to `claim_idle`).
     /// Does nothing if another consumer has taken it over.
     ///
@@ -180,6 +193,20 @@ impl Delivery {
         self.settled = true;
         self.settler.settle(&self.entry, self.deliveries, settlement)
     }
+}
+
+/// The ids of deliveries, apart for each place they came from. They count as settled.
+pub(crate) fn by_settler(deliveries: impl IntoIterator<Item = Delivery>) -> Vec<(Arc<dyn Settle>, Vec<EntryId>)> {
+    let mut groups: Vec<(Arc<dyn Settle>, Vec<EntryId>)> = Vec::new();
+    for mut delivery in deliveries {
+        delivery.settled = true;
+        let id = delivery.id();
+        match groups.last_mut() {
+            Some((settler, ids)) if Arc::ptr_eq(settler, &delivery.settler) => ids.push(id),
+            _ => groups.push((Arc::clone(&delivery.settler), vec![id])),
+        }
+    }
+    groups
 }
 
 impl Drop for Delivery {
@@ -252,12 +279,16 @@ impl Settle for PoolSettler {
 
     fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
         match settlement {
-            Settlement::Ack => commands::ack(&mut *self.pool.get()?, &self.member, &[entry.id()]).map(drop),
+            Settlement::Ack => self.ack_batch(&[entry.id()]),
             Settlement::Release => self.offer_in(entry, Duration::ZERO),
             Settlement::RetryAfter(delay) => self.offer_in(entry, delay),
             Settlement::DeadLetter(reason) => self.bury(entry, deliveries, reason),
             Settlement::Leave => Ok(()),
         }
+    }
+
+    fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {
+        commands::ack(&mut *self.pool.get()?, &self.member, ids).map(drop)
     }
 }
 

@@ -341,6 +341,18 @@ fn is_passing(error: &RedisError) -> bool {
     }
 }
 
+/// An error and its causes on one line, for logs.
+pub(crate) fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 fn outcome(unknown: bool) -> &'static str {
     if unknown { "; the request had left, so its outcome is unknown" } else { " before a request was sent" }
 }

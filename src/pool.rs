@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use crate::connection::{Connection, Connector};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
 use crate::signal::lock;
@@ -45,12 +46,24 @@ struct Shared {
     connector: Connector,
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<Arc<Error>>>,
+    opened: AtomicU64,
+    failed: AtomicU64,
     /// The connection that `StepPool::connect` proved, until the pool asks for its first.
     proven: Mutex<Option<Connection>>,
 }
 
+impl Shared {
+    fn open(&self) -> Result<Connection> {
+        let opened = self.connector.connect(&Interrupter::new());
+        let counter = if opened.is_ok() { &self.opened } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.last_failure) = opened.as_ref().err().map(|error| Arc::new(error.clone()));
+        opened
+    }
+}
+
 /// The pool's connections at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolState {
     /// Open connections.
@@ -61,6 +74,12 @@ pub struct PoolState {
     pub in_use: u32,
     /// The bound, [`PoolParams::max_connections`].
     pub max: u32,
+    /// Connections opened since the pool was made.
+    pub opened: u64,
+    /// Attempts to open one that failed.
+    pub failed: u64,
+    /// Why the last attempt failed, in words, with its causes; none since one has succeeded.
+    pub last_error: Option<String>,
 }
 
 impl StepPool {
@@ -73,7 +92,7 @@ impl StepPool {
     /// [`Error::Auth`].
     pub fn connect(params: PoolParams) -> Result<StepPool> {
         let pool = StepPool::new(params)?;
-        let connection = pool.shared.connector.connect(&Interrupter::new())?;
+        let connection = pool.shared.open()?;
         *lock(&pool.shared.proven) = Some(connection);
         Ok(pool)
     }
@@ -88,6 +107,8 @@ impl StepPool {
         let shared = Arc::new(Shared {
             connector: Connector::new(params)?,
             last_failure: Mutex::new(None),
+            opened: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             proven: Mutex::new(None),
         });
         let params = shared.connector.params();
@@ -105,7 +126,7 @@ impl StepPool {
             .max_lifetime(None)
             .thread_pool(Arc::new(threads))
             .connection_timeout(params.connection_available_timeout)
-            .error_handler(Box::new(LogFailure(Arc::clone(shared.connector.address()))))
+            .error_handler(Box::new(LogFailure))
             .build_unchecked(Manager(Arc::clone(&shared)));
         Ok(StepPool { connections, shared })
     }
@@ -163,6 +184,9 @@ impl StepPool {
             idle: state.idle_connections,
             in_use: state.connections.saturating_sub(state.idle_connections),
             max: self.connections.max_size(),
+            opened: self.shared.opened.load(Ordering::Relaxed),
+            failed: self.shared.failed.load(Ordering::Relaxed),
+            last_error: lock(&self.shared.last_failure).as_deref().map(with_causes),
         }
     }
 
@@ -223,9 +247,7 @@ impl r2d2::ManageConnection for Manager {
         if let Some(connection) = lock(&self.0.proven).take() {
             return Ok(connection);
         }
-        let connected = self.0.connector.connect(&Interrupter::new());
-        *lock(&self.0.last_failure) = connected.as_ref().err().map(|error| Arc::new(error.clone()));
-        connected
+        self.0.open()
     }
 
     fn is_valid(&self, connection: &mut Connection) -> Result<()> {
@@ -240,11 +262,10 @@ impl r2d2::ManageConnection for Manager {
 
 /// Each failed attempt is told once, at debug: the caller who waits for the connection gets it as an error's source.
 #[derive(Debug)]
-struct LogFailure(Arc<str>);
+struct LogFailure;
 
 impl r2d2::HandleError<Error> for LogFailure {
     fn handle_error(&self, error: Error) {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        log::debug!("the pool cannot connect to {}: {error}{cause}", self.0);
+        log::debug!("the pool has no connection: {}", with_causes(&error));
     }
 }

@@ -33,9 +33,23 @@ pub(crate) fn create_group(connection: &mut Connection, input: &StreamInput, sta
     created
 }
 
-/// Encodes `XREADGROUP GROUP group consumer COUNT count [BLOCK milliseconds] STREAMS stream >`: entries that no consumer of the
-/// group has seen.
-pub(crate) fn encode_read(connection: &mut Connection, member: &Member, count: usize, block: Option<Duration>) {
+/// Sends, in this order, acknowledgements of what is `done`, a refresh of the stream's expiry, and
+/// `XREADGROUP GROUP group consumer COUNT count [BLOCK milliseconds] STREAMS stream >` for entries that no consumer of the
+/// group has seen. The first two do not wait for the third. [`receive_read`] takes the replies.
+pub(crate) fn send_read(
+    connection: &mut Connection,
+    member: &Member,
+    done: &[EntryId],
+    count: usize,
+    block: Option<Duration>,
+    ttl: Option<Duration>,
+) -> Result<()> {
+    if !done.is_empty() {
+        encode_ack(connection, member, done);
+    }
+    if let Some(ttl) = ttl {
+        encode_refresh(connection, &member.stream_id, ttl);
+    }
     let arguments = 9 + if block.is_some() { 2 } else { 0 };
     let mut command = connection
         .command("XREADGROUP", arguments)
@@ -49,24 +63,35 @@ pub(crate) fn encode_read(connection: &mut Connection, member: &Member, count: u
         command = command.arg("BLOCK").number(milliseconds(block).max(1));
     }
     command.arg("STREAMS").arg(&*member.stream_id).arg(">");
+    connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))
 }
 
-/// Reads entries, waiting for `block` at most, and refreshes the stream's expiry in the same round trip, before the wait.
-pub(crate) fn read(
+/// What came of [`send_read`]: of its acknowledgements, and of the read.
+pub(crate) struct ReadReplies {
+    pub(crate) acked: Result<()>,
+    pub(crate) entries: Result<Vec<Delivered>>,
+}
+
+/// The replies to [`send_read`], which was given the same `ttl`, and acknowledgements if `with_acks`.
+pub(crate) fn receive_read(
     connection: &mut Connection,
     member: &Member,
-    count: usize,
-    block: Option<Duration>,
+    with_acks: bool,
+    ttl: Option<Duration>,
+) -> ReadReplies {
+    let acked = if with_acks { receive_ack(connection).map(drop) } else { Ok(()) };
+    match acked {
+        Err(error) if connection.is_failed() => ReadReplies { acked: Err(error.clone()), entries: Err(error) },
+        acked => ReadReplies { acked, entries: receive_refresh_and_entries(connection, member, ttl) },
+    }
+}
+
+fn receive_refresh_and_entries(
+    connection: &mut Connection,
+    member: &Member,
     ttl: Option<Duration>,
 ) -> Result<Vec<Delivered>> {
-    let Some(ttl) = ttl else {
-        encode_read(connection, member, count, block);
-        connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))?;
-        return receive_entries(connection);
-    };
-    encode_refresh(connection, &member.stream_id, ttl);
-    encode_read(connection, member, count, block);
-    connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))?;
+    let Some(ttl) = ttl else { return receive_entries(connection) };
     let refresh = match receive_refresh(connection) {
         Err(error) if connection.is_failed() => return Err(error),
         refresh => refresh,
@@ -76,13 +101,12 @@ pub(crate) fn read(
     Ok(entries)
 }
 
-/// The reply to [`encode_read`].
-pub(crate) fn receive_entries(connection: &mut Connection) -> Result<Vec<Delivered>> {
+fn receive_entries(connection: &mut Connection) -> Result<Vec<Delivered>> {
     connection.receive()?.decode("XREADGROUP", entry::delivered)
 }
 
 /// Encodes `XACK stream group id...`.
-pub(crate) fn encode_ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) {
+fn encode_ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) {
     let mut command = connection.command("XACK", 3 + ids.len()).arg(&*member.stream_id).arg(&*member.group);
     for id in ids {
         command = push_id(command, *id);
@@ -97,6 +121,6 @@ pub(crate) fn ack(connection: &mut Connection, member: &Member, ids: &[EntryId])
 }
 
 /// The reply to [`encode_ack`].
-pub(crate) fn receive_ack(connection: &mut Connection) -> Result<u64> {
+fn receive_ack(connection: &mut Connection) -> Result<u64> {
     connection.receive()?.decode("XACK", integer)
 }

@@ -36,18 +36,20 @@ impl AckQueue {
         AckQueue { state: Mutex::default(), keeper: Condvar::new(), max, delay }
     }
 
-    /// Queues an acknowledgement. `false`: the queue is closed, and nobody would send it.
-    pub(super) fn push(&self, id: EntryId) -> bool {
+    /// Queues acknowledgements. `false`: the queue is closed, and nobody would send them.
+    pub(super) fn push(&self, ids: &[EntryId]) -> bool {
         let mut state = lock(&self.state);
         if state.closed {
             return false;
         }
-        state.ids.push(id);
+        let before = state.ids.len();
+        state.ids.extend_from_slice(ids);
+        let full = before < self.max && state.ids.len() >= self.max;
         let first = state.since.is_none();
         if first {
             state.since = Some(Instant::now());
         }
-        if (first && !state.keeper_is_timed) || state.ids.len() == self.max {
+        if (first && !state.keeper_is_timed) || full {
             self.keeper.notify_one();
         }
         true

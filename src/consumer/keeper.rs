@@ -4,18 +4,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::loss::LossWatch;
 use super::reader::unblock;
-use super::shared::{Shared, with_causes};
+use super::shared::Shared;
 use crate::commands;
 use crate::connection::Connection;
 use crate::entry::EntryId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 
 /// How long the server may take to answer `CLIENT UNBLOCK`; a reader that is not unblocked by then is cut off.
 const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
 /// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has ended.
 const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
+/// How often to look whether entries were lost unread.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 /// How many entries one script looks after.
 const LEASES_AT_ONCE: usize = 256;
 
@@ -27,6 +30,8 @@ pub(super) struct Keeper {
     failures: u32,
     next_lease: Instant,
     next_refresh: Option<Instant>,
+    next_loss_check: Instant,
+    losses: LossWatch,
 }
 
 /// What close leaves to the keeper.
@@ -46,6 +51,8 @@ impl Keeper {
             connection: Some(connection),
             next_attempt: now,
             failures: 0,
+            next_loss_check: now,
+            losses: LossWatch::default(),
         }
     }
 
@@ -66,7 +73,7 @@ impl Keeper {
     }
 
     fn next_duty(&self) -> Instant {
-        let mut until = self.next_lease;
+        let mut until = self.next_lease.min(self.next_loss_check);
         if let Some(refresh) = self.next_refresh {
             until = until.min(refresh);
         }
@@ -104,7 +111,35 @@ impl Keeper {
             self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop))?;
             self.next_refresh = Some(now + ttl / 3);
         }
+        if now >= self.next_loss_check {
+            self.next_loss_check = now + LOSS_INTERVAL;
+            self.look_for_losses()?;
+        }
         self.failures = 0;
+        Ok(())
+    }
+
+    /// An operator whose length limit is too small should learn of it.
+    fn look_for_losses(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let position = match self.with_connection(|connection| commands::position(connection, &shared.member)) {
+            Ok(position) => position,
+            // The stream is gone, or scripts are forbidden: nothing to compare. The connection is fine.
+            Err(Error::Server { source, .. }) if self.connection.is_some() => {
+                log::trace!("no counters of stream {}: {source}", shared.member.stream_id);
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let missed = position.map_or(0, |position| self.losses.look(&position));
+        if missed > 0 {
+            shared.counters.missed.add(missed);
+            log::warn!(
+                "{missed} entries of stream {} were trimmed or deleted before group {} saw them",
+                shared.member.stream_id,
+                shared.member.group,
+            );
+        }
         Ok(())
     }
 
@@ -151,7 +186,7 @@ impl Keeper {
                 let lost: Vec<EntryId> = ids.iter().copied().filter(|id| !own.contains(id)).collect();
                 let lost = shared.in_flight.give_up(&lost);
                 if lost > 0 {
-                    shared.counters.lost.add(lost as u64);
+                    shared.counters.taken_over.add(lost as u64);
                     log::warn!(
                         "{lost} entries of stream {} were taken over by another consumer while consumer {} held them",
                         shared.member.stream_id,

@@ -87,7 +87,10 @@ pub struct ConsumerStats {
     /// Entries that were trimmed or deleted while they were pending.
     pub trimmed: u64,
     /// Entries that another consumer took over although they were queued or in a handler here.
-    pub lost: u64,
+    pub taken_over: u64,
+    /// Entries that were trimmed or deleted before any consumer of the group saw them, since this consumer started: the
+    /// length limit is too small, or the group too slow. Looked for once a second; servers from 7.0 know.
+    pub missed: u64,
     /// Connections made after the first.
     pub reconnects: u64,
     /// Groups created anew after they were lost.

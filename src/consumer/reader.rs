@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TrySendError, select};
 
 use super::options::OnGroupLoss;
-use super::shared::{Shared, with_causes};
-use crate::commands::{self, encode_ack, encode_read, encode_refresh};
+use super::shared::Shared;
+use crate::commands::{self, ReadReplies};
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Settle, bury};
 use crate::endpoint::StartId;
 use crate::entry::{Delivered, Entry, EntryId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 use crate::signal::lock;
 use crate::stream::next_block;
@@ -285,15 +285,10 @@ impl Reader {
     fn request(&self, connection: &mut Connection, block: Option<Duration>) -> Result<Vec<EntryId>> {
         let shared = &self.shared;
         let acks = shared.acks.take();
-        if !acks.is_empty() {
-            encode_ack(connection, &shared.member, &acks);
-        }
-        if let Some(ttl) = shared.input.ttl {
-            encode_refresh(connection, &shared.member.stream_id, ttl);
-        }
-        encode_read(connection, &shared.member, shared.settings.batch, block);
-        let deadline = connection.blocking_deadline(block.unwrap_or_default());
-        match shared.reader.waiting(|| connection.send_until(deadline)) {
+        let sent = shared.reader.waiting(|| {
+            commands::send_read(connection, &shared.member, &acks, shared.settings.batch, block, shared.input.ttl)
+        });
+        match sent {
             Ok(()) => Ok(acks),
             Err(error) => {
                 shared.acks.put_back(acks);
@@ -364,31 +359,17 @@ impl Reader {
     }
 }
 
-/// Takes the replies to a request: to the acknowledgements that went along, to the refresh, and the entries.
+/// Takes the replies to a request: to the acknowledgements that went along, and the entries.
 fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> Result<Vec<Delivered>> {
-    if !acks.is_empty() {
-        match commands::receive_ack(connection) {
-            Ok(_) => shared.confirm(&acks),
-            Err(error) => {
-                shared.acks.put_back(acks);
-                if connection.is_failed() {
-                    return Err(error);
-                }
-                shared.counters.note_error(&error);
-                log::debug!("acknowledgements are put back: {error}");
-            }
+    let ReadReplies { acked, entries } =
+        commands::receive_read(connection, &shared.member, !acks.is_empty(), shared.input.ttl);
+    match acked {
+        Ok(()) => shared.confirm(&acks),
+        Err(error) => {
+            shared.acks.put_back(acks);
+            shared.counters.note_error(&error);
+            log::debug!("acknowledgements are put back: {error}");
         }
-    }
-    let refresh = match shared.input.ttl {
-        None => None,
-        Some(ttl) => match commands::receive_refresh(connection) {
-            Err(error) if connection.is_failed() => return Err(error),
-            refresh => Some((ttl, refresh)),
-        },
-    };
-    let entries = commands::receive_entries(connection);
-    if let (Some((ttl, refresh)), false) = (refresh, connection.is_failed()) {
-        commands::conclude_refresh(connection, &shared.member.stream_id, ttl, refresh);
     }
     entries
 }

@@ -12,7 +12,7 @@ use crate::connection::{Connection, Connector};
 use crate::delivery::{OnDrop, PoolSettler, Settle, Settlement};
 use crate::endpoint::{Member, StreamInput, StreamOutput};
 use crate::entry::{Entry, EntryId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use crate::net::Interrupter;
 use crate::pool::StepPool;
 use crate::signal::{Signal, lock};
@@ -147,7 +147,8 @@ impl Shared {
             released: counters.released.get(),
             dead_lettered: counters.dead_lettered.get(),
             trimmed: counters.trimmed.get(),
-            lost: counters.lost.get(),
+            taken_over: counters.taken_over.get(),
+            missed: counters.missed.get(),
             reconnects: counters.reconnects.get(),
             groups_recreated: counters.groups_recreated.get(),
             queued,
@@ -156,10 +157,6 @@ impl Shared {
             last_read: lock(&counters.last_read).map(|at| at.elapsed()),
             last_error: lock(&counters.last_error).clone(),
         }
-    }
-
-    fn settle_through_pool(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
-        self.direct.settle(entry, deliveries, settlement)
     }
 }
 
@@ -171,26 +168,14 @@ impl Settle for Shared {
     fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
         let id = entry.id();
         match settlement {
-            Settlement::Ack => {
-                if matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(id) {
-                    return Ok(());
-                }
-                // The consumer is closed, or each acknowledgement is to be confirmed.
-                match self.settle_through_pool(entry, deliveries, settlement) {
-                    Ok(()) => self.confirm(&[id]),
-                    Err(error) => {
-                        self.in_flight.park(id);
-                        return Err(error);
-                    }
-                }
-            }
+            Settlement::Ack => self.ack_batch(&[id])?,
             Settlement::Release | Settlement::RetryAfter(_) => {
                 self.take_lease_turn(|| self.in_flight.park(id));
-                self.settle_through_pool(entry, deliveries, settlement)?;
+                self.direct.settle(entry, deliveries, settlement)?;
                 self.counters.released.add(1);
             }
             Settlement::DeadLetter(_) => {
-                if let Err(error) = self.settle_through_pool(entry, deliveries, settlement) {
+                if let Err(error) = self.direct.settle(entry, deliveries, settlement) {
                     self.in_flight.park(id);
                     return Err(error);
                 }
@@ -200,6 +185,23 @@ impl Settle for Shared {
             Settlement::Leave => self.in_flight.park(id),
         }
         Ok(())
+    }
+
+    fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {
+        if matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(ids) {
+            return Ok(());
+        }
+        // The consumer is closed, or each acknowledgement is to be confirmed.
+        match self.direct.ack_batch(ids) {
+            Ok(()) => {
+                self.confirm(ids);
+                Ok(())
+            }
+            Err(error) => {
+                ids.iter().for_each(|id| self.in_flight.park(*id));
+                Err(error)
+            }
+        }
     }
 }
 
@@ -265,7 +267,8 @@ pub(super) struct Counters {
     pub(super) released: Counter,
     pub(super) dead_lettered: Counter,
     pub(super) trimmed: Counter,
-    pub(super) lost: Counter,
+    pub(super) taken_over: Counter,
+    pub(super) missed: Counter,
     pub(super) reconnects: Counter,
     pub(super) groups_recreated: Counter,
     pub(super) last_read: Mutex<Option<Instant>>,
@@ -289,16 +292,4 @@ impl Counter {
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// An error and its causes on one line, for logs.
-pub(super) fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{StepStream, check_count};
 use crate::commands;
 use crate::connection::Connection;
-use crate::delivery::{Delivery, PoolSettler, Settle};
+use crate::delivery::{Delivery, PoolSettler, Settle, by_settler};
 use crate::endpoint::{Member, StreamInput};
 use crate::entry::{Delivered, Entry, EntryId};
 use crate::error::Result;
@@ -36,14 +36,22 @@ impl StepStream {
 
     /// Waits as [`receive`](StepStream::receive) does for the first entry, and takes up to `max` of those that are there.
     pub fn receive_batch(&self, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
+        self.read_new(&[], input, max)
+    }
+
+    fn read_new(&self, done: &[EntryId], input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
         input.check()?;
         check_count(max)?;
         let member = input.member();
         let mut connection = self.pool.get()?;
         let wait = Deadline::after(input.wait_timeout);
+        let mut done = done;
         loop {
             let block = next_block(wait.left(), input.ttl);
-            let delivered = commands::read(&mut connection, &member, max, block, input.ttl)?;
+            commands::send_read(&mut connection, &member, done, max, block, input.ttl)?;
+            let replies = commands::receive_read(&mut connection, &member, !done.is_empty(), input.ttl);
+            let delivered = replies.acked.and(replies.entries)?;
+            done = &[];
             if delivered.is_empty() && !wait.left().is_zero() {
                 continue;
             }
@@ -59,6 +67,33 @@ impl StepStream {
             drop(connection);
             return Ok(self.deliveries(input, member, entries));
         }
+    }
+
+    /// Acknowledges what is done and receives the next batch, in one round trip (`XACK`, `XREADGROUP`): the fastest way to
+    /// go through a stream without a [`Consumer`](crate::Consumer). The first call has nothing to acknowledge:
+    ///
+    /// ```no_run
+    /// # use step_redis::{PoolParams, StepPool, StepStream, StreamInput};
+    /// # fn handle(payload: &[u8]) {}
+    /// # let stream = StepStream::new(StepPool::connect(PoolParams::default())?);
+    /// let input = StreamInput::new("orders", "billing");
+    /// let mut batch = Vec::new();
+    /// loop {
+    ///     batch = stream.ack_and_receive_batch(batch, &input, 512)?;
+    ///     batch.iter().for_each(|delivery| handle(delivery.payload()));
+    /// #   break;
+    /// }
+    /// # Ok::<(), step_redis::Error>(())
+    /// ```
+    ///
+    /// `done` must come from this input. It waits as [`receive`](StepStream::receive) does; the acknowledgements do not
+    /// wait for new entries to come.
+    ///
+    /// # Errors
+    /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending.
+    pub fn ack_and_receive_batch(&self, done: Vec<Delivery>, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
+        let ids = by_settler(done).into_iter().flat_map(|(_, ids)| ids).collect::<Vec<_>>();
+        self.read_new(&ids, input, max)
     }
 
     /// Takes over up to `max` entries that were delivered to any consumer of the group and lay idle for `min_idle`
