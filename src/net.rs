@@ -233,7 +233,13 @@ impl Socket {
         let Socket::Plain(mut socket) = self else { return Ok(self) };
         let mut session = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
         while session.is_handshaking() {
-            let (read, written) = session.complete_io(&mut socket)?;
+            let (read, written) = session.complete_io(&mut socket).map_err(|error| match error.kind() {
+                // Without the server's first message there is no version yet.
+                io::ErrorKind::TimedOut if session.protocol_version().is_none() => {
+                    io::Error::new(io::ErrorKind::TimedOut, crate::tls::explain::Unanswered(error))
+                }
+                _ => error,
+            })?;
             if read == 0 && written == 0 && session.is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

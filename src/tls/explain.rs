@@ -7,12 +7,19 @@ use std::io::{self, ErrorKind};
 use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error};
 
+use crate::params::{Pem, PemSource, TlsParams};
+
 /// How many of the names in a server's certificate an error lists.
 const MOST_NAMES: usize = 8;
 
+/// The time ran out before the server said anything that belongs to a handshake.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct Unanswered(pub(crate) io::Error);
+
 /// Explains an error of the handshake. A refused certificate has the kind `InvalidData`: trying again does not help. A
 /// peer that hangs up or does not answer keeps its kind.
-pub(crate) fn explain_handshake(error: io::Error) -> io::Error {
+pub(crate) fn explain_handshake(error: io::Error, params: &TlsParams) -> io::Error {
     let sentence = match error.kind() {
         ErrorKind::UnexpectedEof
         | ErrorKind::ConnectionReset
@@ -21,11 +28,15 @@ pub(crate) fn explain_handshake(error: io::Error) -> io::Error {
             "the server closed the connection during the TLS handshake: it does not speak TLS on this port, is about to \
              stop, or wants a client certificate (`client_cert` and `client_key`)"
         }
+        ErrorKind::TimedOut if error.get_ref().is_some_and(|inner| inner.is::<Unanswered>()) => {
+            "the server did not answer to the start of the TLS handshake: it does not speak TLS on this port, or is \
+             overloaded"
+        }
         ErrorKind::TimedOut => {
-            "the server did not complete the TLS handshake in time: it may not speak TLS on this port, or be overloaded"
+            "the server began the TLS handshake and did not complete it in time: it or the network is overloaded"
         }
         _ => {
-            return match tls_error(&error).and_then(explain) {
+            return match tls_error(&error).and_then(|error| explain(error, params)) {
                 Some((kind, sentence)) => explained_as(kind, sentence, error),
                 None => error,
             };
@@ -44,6 +55,11 @@ pub(crate) fn explain_read(error: io::Error) -> io::Error {
         }
         _ => error,
     }
+}
+
+/// Whether this is the server's verdict on our certificate, explained.
+pub(crate) fn is_verdict(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Explained>())
 }
 
 fn tls_error(error: &io::Error) -> Option<&Error> {
@@ -79,12 +95,12 @@ impl StdError for Explained {
     }
 }
 
-fn explain(error: &Error) -> Option<(ErrorKind, String)> {
+fn explain(error: &Error, params: &TlsParams) -> Option<(ErrorKind, String)> {
     let sentence = match error {
         Error::InvalidCertificate(_) if is_old_version(error) => {
             "the server's certificate is X.509 version 1, which is not accepted: have it issued as version 3".to_owned()
         }
-        Error::InvalidCertificate(cause) => certificate(cause),
+        Error::InvalidCertificate(cause) => certificate(cause, params),
         Error::NoCertificatesPresented => "the server showed no certificate".to_owned(),
         Error::InvalidMessage(_) | Error::InappropriateMessage { .. } | Error::PeerSentOversizedRecord => {
             "the peer does not speak TLS on this port: use the server's TLS port, or connect without TLS".to_owned()
@@ -150,11 +166,10 @@ fn alert(received: AlertDescription) -> &'static str {
     }
 }
 
-fn certificate(cause: &CertificateError) -> String {
+fn certificate(cause: &CertificateError, params: &TlsParams) -> String {
     match cause {
         CertificateError::UnknownIssuer => {
-            "the server's certificate is not issued by a trusted authority: give the authority's certificate as `ca_certs`"
-                .to_owned()
+            format!("the server's certificate is issued by none of the authorities {}", trusted(params))
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             format!(
@@ -196,6 +211,18 @@ fn certificate(cause: &CertificateError) -> String {
                 .to_owned()
         }
         _ => "the server's certificate cannot be accepted".to_owned(),
+    }
+}
+
+/// Which authorities are trusted, and how to trust another.
+fn trusted(params: &TlsParams) -> String {
+    match params.ca_certs.as_ref().map(Pem::source) {
+        _ if params.client_config.is_some() => "that `client_config` trusts".to_owned(),
+        Some(PemSource::File(path)) => {
+            format!("in ca_certs {}: give the certificate of the one that did", path.display())
+        }
+        Some(PemSource::Bytes(_)) => "in ca_certs (bytes): give the certificate of the one that did".to_owned(),
+        None => "that this system trusts: give the certificate of the one that did as `ca_certs`".to_owned(),
     }
 }
 

@@ -352,9 +352,9 @@ fn names_and_addresses() {
 }
 
 /// The sentence for a failed handshake, which must not be worth another try.
-fn final_sentence(error: io::Error) -> String {
+fn final_sentence(error: io::Error, params: &TlsParams) -> String {
     let cause = error.to_string();
-    let explained = explain_handshake(error);
+    let explained = explain_handshake(error, params);
     assert_eq!(explained.kind(), ErrorKind::InvalidData, "{explained}");
     let source = explained.get_ref().and_then(|inner| inner.source()).expect("the cause is kept");
     assert!(source.is::<rustls::Error>(), "{source:?}");
@@ -381,7 +381,7 @@ fn a_refused_server_is_explained() {
     let stranger = TlsParams::new().ca_certs(Pem::bytes(Authority::called("stranger").pem));
     let renewed = TlsParams::new().ca_certs(Pem::bytes(Authority::new().pem));
     let table = [
-        (&good, &stranger, "localhost", "give the authority's certificate as `ca_certs`"),
+        (&good, &stranger, "localhost", "none of the authorities in ca_certs (bytes)"),
         (&good, &renewed, "localhost", "it may be an older or a newer one"),
         (&good, &trusting, "127.0.0.1", "is not made out to `127.0.0.1` but to `localhost`:"),
         (&many, &trusting, "localhost", "`name-7`, 12 more:"),
@@ -393,7 +393,7 @@ fn a_refused_server_is_explained() {
     ];
     for (identity, params, host, expected) in table {
         let server = Arc::new(server(identity, &version::TLS13, None));
-        let sentence = final_sentence(connect_to(&server, params, host).unwrap_err());
+        let sentence = final_sentence(connect_to(&server, params, host).unwrap_err(), params);
         assert!(sentence.contains(expected), "{sentence}");
     }
 }
@@ -407,9 +407,9 @@ fn a_refused_client_is_explained() {
     let with = without.clone().client_cert(Pem::bytes(&stranger.certificate)).client_key(Pem::bytes(&stranger.key));
     for version in [&version::TLS12, &version::TLS13] {
         let server = Arc::new(server(&identity, version, Some(&authority)));
-        let sentence = final_sentence(connect_to(&server, &without, "localhost").unwrap_err());
+        let sentence = final_sentence(connect_to(&server, &without, "localhost").unwrap_err(), &without);
         assert!(sentence.contains("give `client_cert` and `client_key`"), "{sentence}");
-        let sentence = final_sentence(connect_to(&server, &with, "localhost").unwrap_err());
+        let sentence = final_sentence(connect_to(&server, &with, "localhost").unwrap_err(), &with);
         assert!(sentence.contains("does not trust the authority"), "{sentence}");
     }
 }
@@ -437,20 +437,24 @@ impl Write for Plain<'_> {
 fn a_peer_without_tls_is_explained() {
     let params = TlsParams::new().danger_accept_invalid_certs(true);
     for answer in ["-ERR Protocol error: unbalanced quotes in request\r\n", "HTTP/1.1 400 Bad Request\r\n"] {
-        let sentence = final_sentence(connect(&params, "host", &mut Plain(answer.as_bytes())).unwrap_err());
+        let sentence = final_sentence(connect(&params, "host", &mut Plain(answer.as_bytes())).unwrap_err(), &params);
         assert!(sentence.contains("does not speak TLS on this port"), "{sentence}");
     }
-    let closed = explain_handshake(connect(&params, "host", &mut Plain(b"")).unwrap_err());
+    let closed = explain_handshake(connect(&params, "host", &mut Plain(b"")).unwrap_err(), &params);
     assert_eq!(closed.kind(), ErrorKind::UnexpectedEof);
     assert!(closed.to_string().contains("closed the connection during the TLS handshake"), "{closed}");
 }
 
 #[test]
 fn time_limits_stay_what_they_are() {
-    let late = explain_handshake(ErrorKind::TimedOut.into());
-    assert_eq!(late.kind(), ErrorKind::TimedOut);
-    assert!(late.to_string().contains("in time"), "{late}");
-    let other = explain_handshake(io::Error::new(ErrorKind::PermissionDenied, "as it was"));
+    let params = TlsParams::new();
+    let unanswered = io::Error::new(ErrorKind::TimedOut, explain::Unanswered(ErrorKind::TimedOut.into()));
+    for (late, expected) in [(ErrorKind::TimedOut.into(), "in time"), (unanswered, "did not answer")] {
+        let late = explain_handshake(late, &params);
+        assert_eq!(late.kind(), ErrorKind::TimedOut);
+        assert!(late.to_string().contains(expected), "{late}");
+    }
+    let other = explain_handshake(io::Error::new(ErrorKind::PermissionDenied, "as it was"), &params);
     assert_eq!((other.kind(), other.to_string().as_str()), (ErrorKind::PermissionDenied, "as it was"));
 }
 

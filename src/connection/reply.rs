@@ -1,0 +1,112 @@
+//! What comes back: the buffer that holds it, and one complete reply in it.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::KEPT_SIZE;
+use crate::error::{Error, Result};
+use crate::net::Socket;
+use crate::resp::{Cursor, MAX_REPLY, Malformed, Scanner, Token, redis_error};
+
+/// How much is read at once at least.
+const READ_SIZE: usize = 64 * 1024;
+
+/// One complete reply, still in the read buffer.
+#[derive(Debug)]
+pub(crate) struct Reply<'a> {
+    pub(super) address: &'a Arc<str>,
+    pub(super) bytes: &'a [u8],
+    pub(super) broken: &'a mut bool,
+}
+
+impl<'a> Reply<'a> {
+    /// The first token, for replies that are one.
+    pub(crate) fn token(&self) -> Result<Token<'a>> {
+        Cursor::new(self.bytes).next().map_err(|reason| self.error(reason))
+    }
+
+    /// Decodes the reply, after a server's error has been turned into ours.
+    pub(crate) fn decode<T>(
+        self,
+        command: &'static str,
+        decode: impl FnOnce(&mut Cursor<'a>) -> Result<T, Malformed>,
+    ) -> Result<T> {
+        match self.token()? {
+            Token::Error(line) | Token::BlobError(line) => Err(Error::server(command, redis_error(line))),
+            _ => decode(&mut Cursor::new(self.bytes)).map_err(|reason| Error::reply(command, reason)),
+        }
+    }
+
+    /// The reply as the `redis` crate's value; a server's error is a value too.
+    pub(crate) fn value(self) -> Result<Value> {
+        Cursor::new(self.bytes).value().map_err(|reason| self.malformed(reason))
+    }
+
+    /// Retires the connection: what came is no answer to what was asked.
+    pub(crate) fn malformed(self, reason: Malformed) -> Error {
+        *self.broken = true;
+        self.error(reason)
+    }
+
+    fn error(&self, reason: Malformed) -> Error {
+        Error::Protocol { address: Arc::clone(self.address), reason }
+    }
+}
+
+/// What was read and not yet taken.
+#[derive(Debug, Default)]
+pub(super) struct ReplyBuffer {
+    /// Bytes `start..end` hold what was read; the rest is room.
+    data: Vec<u8>,
+    start: usize,
+    end: usize,
+    scanner: Scanner,
+}
+
+impl ReplyBuffer {
+    /// Takes the next reply if it is complete: where it starts and ends.
+    pub(super) fn next(&mut self) -> Result<Option<(usize, usize)>, Malformed> {
+        let unread = self.data.get(self.start..self.end).unwrap_or_default();
+        if unread.len() > MAX_REPLY {
+            return Err("a reply longer than 2 GiB");
+        }
+        let Some(length) = self.scanner.scan(unread)? else { return Ok(None) };
+        let start = self.start;
+        self.start += length;
+        Ok(Some((start, self.start)))
+    }
+
+    /// Reads once, making room first: the room grows with what has arrived, never with what was announced.
+    pub(super) fn fill(&mut self, socket: &mut Socket) -> std::io::Result<usize> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            if self.data.len() > KEPT_SIZE {
+                self.data = Vec::new();
+            }
+        } else if self.start > 0 && self.data.len() - self.end < READ_SIZE {
+            self.data.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.data.len() - self.end < READ_SIZE / 2 {
+            self.data.resize((self.data.len() * 2).max(READ_SIZE), 0);
+        }
+        let room = self.data.get_mut(self.end..).unwrap_or_default();
+        let read = socket.read(room)?;
+        self.end += read;
+        Ok(read)
+    }
+
+    pub(super) fn bytes(&self, start: usize, end: usize) -> &[u8] {
+        self.data.get(start..end).unwrap_or_default()
+    }
+
+    pub(super) fn first(&self) -> Option<u8> {
+        self.byte(self.start).filter(|_| self.start < self.end)
+    }
+
+    pub(super) fn byte(&self, at: usize) -> Option<u8> {
+        self.data.get(at).copied()
+    }
+}
