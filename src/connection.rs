@@ -44,6 +44,8 @@ pub struct Connection {
     /// Replies that the server still owes. A connection that is given back with any is not used again.
     owed: usize,
     broken: bool,
+    /// The server said that it is not, or not now, the one to talk to.
+    retired: bool,
     last_used: Instant,
 }
 
@@ -59,6 +61,7 @@ impl Connection {
             replies: ReplyBuffer::default(),
             owed: 0,
             broken: false,
+            retired: false,
             last_used: Instant::now(),
         }
     }
@@ -78,9 +81,10 @@ impl Connection {
         self.broken
     }
 
-    /// Whether it must not be used by anyone else: it has failed, or somebody left in the middle of a request.
+    /// Whether it must not be used again: it has failed, the server is failing over, or somebody left in the middle of a
+    /// request.
     pub(crate) fn is_broken(&self) -> bool {
-        self.broken || self.owed > 0 || !self.request.is_empty()
+        self.broken || self.retired || self.owed > 0 || !self.request.is_empty()
     }
 
     /// The bound on an ordinary command, from now on.
@@ -154,6 +158,7 @@ impl Connection {
             }
         };
         self.owed = self.owed.saturating_sub(1);
+        self.retired |= is_failing_over(self.replies.bytes(start, end));
         Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
     }
 
@@ -219,6 +224,13 @@ impl fmt::Debug for Connection {
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether this is an error by which a server tells that another one is, or will be, the master: the next connection may
+/// lead there.
+fn is_failing_over(reply: &[u8]) -> bool {
+    const CODES: [&[u8]; 5] = [b"-READONLY ", b"-LOADING ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-UNBLOCKED force"];
+    reply.first() == Some(&b'-') && CODES.iter().any(|code| reply.starts_with(code))
 }
 
 impl ConnectionLike for Connection {

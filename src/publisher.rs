@@ -214,9 +214,7 @@ impl Publisher {
                     }
                 }
                 conclude_add(connection, &self.shared.output);
-                // A server that fails over answers on the old connection, in vain.
-                let failing_over = results.iter().flat_map(|result| result.as_ref().err()).any(Error::is_retryable);
-                if connection.is_broken() || failing_over {
+                if connection.is_broken() {
                     *held = None;
                 }
             }

@@ -225,8 +225,7 @@ impl Keeper {
             none => none.insert(self.shared.connector().connect(&self.shared.keeper_interrupter)?),
         };
         let result = work(connection);
-        // A server that fails over answers on the old connection, in vain.
-        if connection.is_broken() || result.as_ref().is_err_and(Error::is_retryable) {
+        if connection.is_broken() {
             self.connection = None;
         }
         result

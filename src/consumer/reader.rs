@@ -35,8 +35,10 @@ pub(super) struct Reader {
     claim_from: EntryId,
     /// What could not be handed over any more.
     in_hand: Vec<EntryId>,
-    /// The server is out of reach, or the group keeps vanishing: so many attempts have failed in a row.
+    /// So many attempts have failed in a row: the server is out of reach, or the group keeps vanishing.
     failures: u32,
+    /// The server is out of reach, and that was told.
+    outage: bool,
 }
 
 /// Why the reader stops without an error.
@@ -54,6 +56,7 @@ impl Reader {
             claim_from: EntryId::MIN,
             in_hand: Vec::new(),
             failures: 0,
+            outage: false,
         }
     }
 
@@ -93,7 +96,7 @@ impl Reader {
     fn pause_after(&mut self, error: &Error) {
         self.shared.counters.note_error(error);
         let consumer = &self.shared.member.consumer;
-        if self.failures == 0 {
+        if !std::mem::replace(&mut self.outage, true) {
             log::warn!("consumer {consumer} lost the server and tries to reach it again: {}", with_causes(error));
         } else {
             log::debug!("consumer {consumer}, attempt {}: {}", self.failures, with_causes(error));
@@ -142,10 +145,10 @@ impl Reader {
 
     fn server_is_back(&mut self) {
         *lock(&self.shared.counters.last_read) = Some(Instant::now());
-        if self.failures > 0 {
+        if std::mem::take(&mut self.outage) {
             log::info!("consumer {} reads again after {} attempts", self.shared.member.consumer, self.failures);
-            self.failures = 0;
         }
+        self.failures = 0;
     }
 
     /// Entries that were delivered to this consumer and never settled: what it had before a restart, or what the server
@@ -379,7 +382,7 @@ fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> 
 fn is_group_loss(error: &Error) -> bool {
     match error {
         Error::Server { source, .. } if error.code() == Some("UNBLOCKED") => {
-            !source.detail().unwrap_or_default().contains("instance state changed")
+            !source.detail().unwrap_or_default().starts_with("force")
         }
         _ => error.is_group_missing(),
     }

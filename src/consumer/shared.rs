@@ -127,6 +127,9 @@ impl Shared {
 
     /// These acknowledgements are confirmed.
     pub(super) fn confirm(&self, ids: &[EntryId]) {
+        if ids.is_empty() {
+            return;
+        }
         self.in_flight.remove(ids);
         self.counters.acked.add(ids.len() as u64);
     }
