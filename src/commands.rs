@@ -25,9 +25,7 @@ pub(crate) use position::{StreamPosition, position};
 pub(crate) use reading::{ReadReplies, ack, create_group, receive_read, send_read};
 
 fn push_id(mut command: Command<'_>, id: EntryId) -> Command<'_> {
-    let mut text = Vec::with_capacity(24);
-    id.write_to(&mut text);
-    command.push(&text);
+    command.push(id.format(&mut [0; EntryId::LONGEST]));
     command
 }
 

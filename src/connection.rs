@@ -84,7 +84,13 @@ impl Connection {
     /// Whether it must not be used again: it has failed, the server is failing over, or somebody left in the middle of a
     /// request.
     pub(crate) fn is_broken(&self) -> bool {
-        self.broken || self.retired || self.owed > 0 || !self.request.is_empty()
+        self.broken || self.retired || self.owed > 0 || !self.request.is_empty() || self.has_reply_too_many()
+    }
+
+    /// Whether something lies in the buffer that nobody asked for, other than a push: the next command would take it for
+    /// its own reply.
+    fn has_reply_too_many(&self) -> bool {
+        self.owed == 0 && self.replies.first().is_some_and(|first| first != b'>')
     }
 
     /// The bound on an ordinary command, from now on.
@@ -122,6 +128,12 @@ impl Connection {
 
     /// As [`send`](Connection::send), with this deadline for the replies.
     pub(crate) fn send_until(&mut self, deadline: Deadline) -> Result<()> {
+        if self.broken {
+            // A reply that comes late would be taken for this request's.
+            let failed_before =
+                std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection has failed before");
+            return Err(self.failed(failed_before, false));
+        }
         self.socket.set_deadline(deadline);
         self.last_used = deadline.started();
         let mut sent = 0;
@@ -183,18 +195,21 @@ impl Connection {
     /// Looks after a connection that may have lain idle, before it is used again: a server that ended meanwhile is noticed
     /// before a request is lost on it. After more than `health_check_interval` it must answer a `PING` by the deadline.
     pub(crate) fn check_after_idling(&mut self, health_check_interval: Duration, deadline: Deadline) -> Result<()> {
-        let idle = self.last_used.elapsed();
+        let idle = deadline.started().saturating_duration_since(self.last_used);
         if idle < SURELY_ALIVE && !health_check_interval.is_zero() {
             return Ok(());
         }
-        if idle > health_check_interval {
-            return self.ping(deadline);
+        if idle <= health_check_interval {
+            match self.socket.idle_state() {
+                Ok(IdleState::Quiet) => return Ok(()),
+                Ok(IdleState::HasData) => {}
+                Err(error) => return Err(self.failed(error, false)),
+            }
         }
-        match self.socket.idle_state() {
-            Ok(IdleState::Quiet) => Ok(()),
-            Ok(IdleState::HasData) => self.ping(deadline),
-            Err(error) => Err(self.failed(error, false)),
-        }
+        let answered = self.ping(deadline);
+        // A refusal breaks nothing, but this connection would be refused again.
+        self.retired |= answered.is_err();
+        answered
     }
 
     fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::delivery::Delivery;
 use crate::entry::EntryId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use keeper::LastWill;
 use shared::Shared;
 
@@ -154,9 +154,16 @@ impl Consumer {
         shared.abandoned.set();
         shared.stop();
         let mut unwanted = self.join(threads.reader, "reader").unwrap_or_default();
+        // Done already, unless it panicked.
+        shared.reader.ended.set();
         shared.join_stopper();
 
-        unwanted.extend(self.receiver.try_iter().filter_map(|item| item.ok().map(|delivery| delivery.id())));
+        for item in self.receiver.try_iter() {
+            match item {
+                Ok(delivery) => unwanted.push(delivery.id()),
+                Err(error) => log::error!("consumer {} had failed: {}", shared.member.consumer, with_causes(&error)),
+            }
+        }
         // The keeper has its end of the channel until it has read this.
         let _ = threads.closing.send(LastWill { unwanted });
         shared.acks.call_keeper();

@@ -146,12 +146,15 @@ impl Delivery {
     /// [`ack`](Delivery::ack) does, once for each command.
     ///
     /// # Errors
-    /// Those of a command through the pool. The entries of that command and of those after it stay pending and come again.
+    /// Those of a command through the pool, the first if there are several. The entries of a command that failed stay
+    /// pending and come again; the other commands are sent all the same.
     pub fn ack_batch(deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
+        let mut outcome = Ok(());
         for (settler, ids) in by_settler(deliveries) {
-            settler.ack_batch(&ids)?;
+            let acked = settler.ack_batch(&ids);
+            outcome = outcome.and(acked);
         }
-        Ok(())
+        outcome
     }
 
     /// Offers the entry to everyone at once, this consumer included (`XCLAIM` with the idle time set to `claim_idle`).

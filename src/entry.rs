@@ -50,12 +50,23 @@ impl EntryId {
         Some(EntryId { milliseconds: digits(parts.next()?)?, sequence: digits(parts.next()?)? })
     }
 
-    /// Appends the id in the server's form.
-    pub(crate) fn write_to(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(itoa::Buffer::new().format(self.milliseconds).as_bytes());
-        out.push(b'-');
-        out.extend_from_slice(itoa::Buffer::new().format(self.sequence).as_bytes());
+    /// The id in the server's form, in `buffer`.
+    pub(crate) fn format(self, buffer: &mut [u8; EntryId::LONGEST]) -> &[u8] {
+        let mut length = 0;
+        let mut append = |bytes: &[u8]| {
+            if let Some(room) = buffer.get_mut(length..length + bytes.len()) {
+                room.copy_from_slice(bytes);
+                length += bytes.len();
+            }
+        };
+        append(itoa::Buffer::new().format(self.milliseconds).as_bytes());
+        append(b"-");
+        append(itoa::Buffer::new().format(self.sequence).as_bytes());
+        buffer.get(..length).unwrap_or_default()
     }
+
+    /// The length of the longest id as text: two numbers of twenty digits.
+    pub(crate) const LONGEST: usize = 41;
 }
 
 fn digits(bytes: &[u8]) -> Option<u64> {
@@ -133,15 +144,12 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// Collects the fields of an entry in their packed form.
-#[derive(Debug)]
-struct PackedFields(Vec<u8>);
+/// Collects the fields of an entry in their packed form. It serves one entry after another, so that each takes a single
+/// allocation of just its size.
+#[derive(Debug, Default)]
+struct FieldPacker(Vec<u8>);
 
-impl PackedFields {
-    fn with_capacity(bytes: usize) -> PackedFields {
-        PackedFields(Vec::with_capacity(bytes))
-    }
-
+impl FieldPacker {
     /// `None` when a name or value is longer than a `u32` counts; the server's own bound is far below.
     fn push(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
         self.0.extend_from_slice(&u32::try_from(name.len()).ok()?.to_le_bytes());
@@ -151,8 +159,11 @@ impl PackedFields {
         Some(())
     }
 
-    fn into_entry(self, id: EntryId) -> Entry {
-        Entry { id, fields: self.0.into_boxed_slice() }
+    /// An entry of the fields pushed since the last one.
+    fn take(&mut self, id: EntryId) -> Entry {
+        let fields = Box::from(self.0.as_slice());
+        self.0.clear();
+        Entry { id, fields }
     }
 }
 
@@ -311,9 +322,8 @@ mod tests {
     fn ids_are_read_and_written_in_the_servers_form() {
         for text in ["0-0", "1-2", "18446744073709551615-18446744073709551615"] {
             let id: EntryId = text.parse().unwrap();
-            let mut written = Vec::new();
-            id.write_to(&mut written);
-            assert_eq!((id.to_string().as_str(), written.as_slice()), (text, text.as_bytes()));
+            let mut buffer = [0; EntryId::LONGEST];
+            assert_eq!((id.to_string().as_str(), id.format(&mut buffer)), (text, text.as_bytes()));
         }
         for text in ["", "-", "1", "1-", "-1", "1-2-3", "a-1", "18446744073709551616-0", " 1-1", "+1-1"] {
             assert!(text.parse::<EntryId>().is_err(), "{text}");
@@ -322,11 +332,11 @@ mod tests {
 
     #[test]
     fn fields_keep_order_and_repeats() {
-        let mut packed = PackedFields::with_capacity(0);
+        let mut packer = FieldPacker::default();
         for (name, value) in [("a", "1"), ("b", ""), ("a", "2"), ("", "x")] {
-            packed.push(name.as_bytes(), value.as_bytes()).unwrap();
+            packer.push(name.as_bytes(), value.as_bytes()).unwrap();
         }
-        let entry = packed.into_entry(EntryId::MIN);
+        let entry = packer.take(EntryId::MIN);
         let fields: Vec<_> = entry.fields().collect();
         assert_eq!(fields, [(&b"a"[..], &b"1"[..]), (b"b", b""), (b"a", b"2"), (b"", b"x")]);
         assert_eq!(entry.field("a"), Some(&b"1"[..]));

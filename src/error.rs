@@ -37,7 +37,7 @@ pub enum Error {
     #[error("TLS set-up, {item}: {reason}")]
     Tls {
         /// The parameter, and the file where there is one.
-        item: String,
+        item: Box<str>,
         /// What is wrong, and what to do about it.
         reason: String,
         /// What the library below said, if it said anything.
@@ -63,7 +63,7 @@ pub enum Error {
         /// Whether credentials are missing, wrong, or not expected.
         reason: &'static str,
         /// The server's own words.
-        source: RedisError,
+        source: Arc<RedisError>,
     },
 
     /// No pooled connection became free in time. Give connections back sooner, raise `max_connections`, or, when there
@@ -226,7 +226,7 @@ impl Error {
             Error::Batch { source, .. } => source.is_retryable(),
             Error::Server { source, .. } => is_passing(source),
             Error::Connect { source, .. } => {
-                match source.downcast_ref::<RedisError>() {
+                match refusal(source) {
                     Some(refused) => is_passing(refused),
                     // A certificate that is not accepted now is not accepted later.
                     None => source
@@ -270,8 +270,9 @@ impl Error {
     /// The server's error code, such as `WRONGTYPE` or `OOM`, when the server refused.
     pub fn code(&self) -> Option<&str> {
         match self {
-            Error::Server { source, .. } | Error::Auth { source, .. } => source.code(),
-            Error::Connect { source, .. } => source.downcast_ref::<RedisError>().and_then(RedisError::code),
+            Error::Server { source, .. } => source.code(),
+            Error::Auth { source, .. } => source.code(),
+            Error::Connect { source, .. } => refusal(source).and_then(RedisError::code),
             Error::Batch { source, .. } => source.code(),
             _ => None,
         }
@@ -313,7 +314,8 @@ impl Error {
 impl From<Error> for RedisError {
     fn from(error: Error) -> RedisError {
         match error {
-            Error::Server { source, .. } | Error::Auth { source, .. } => source,
+            Error::Server { source, .. } => source,
+            Error::Auth { source, .. } => RedisError::clone(&source),
             Error::Lost { ref source, .. } => io::Error::new(source.kind(), error).into(),
             Error::Timeout { .. } | Error::PoolExhausted { .. } => {
                 io::Error::new(io::ErrorKind::TimedOut, error).into()
@@ -324,9 +326,25 @@ impl From<Error> for RedisError {
     }
 }
 
+/// What the server said, if it is behind this cause.
+fn refusal(cause: &Cause) -> Option<&RedisError> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(&**cause);
+    while let Some(cause) = next {
+        if let Some(refusal) = cause.downcast_ref() {
+            return Some(refusal);
+        }
+        next = cause.source();
+    }
+    None
+}
+
 /// Server errors that go away by themselves or after a reconnect to another node.
 fn is_passing(error: &RedisError) -> bool {
     match error.kind() {
+        // This one has no code of its own.
+        ErrorKind::Server(ServerErrorKind::ResponseError) => {
+            error.detail().is_some_and(|text| text.starts_with("max number of clients"))
+        }
         ErrorKind::Server(kind) => matches!(
             kind,
             ServerErrorKind::BusyLoading

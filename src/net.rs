@@ -103,6 +103,8 @@ fn interrupted() -> io::Error {
 pub(crate) struct BoundedSocket {
     socket: Arc<socket2::Socket>,
     deadline: Deadline,
+    /// The deadline was set a moment ago: what is left of it need not be asked from the clock.
+    fresh: bool,
     /// What the kernel was last told, so that it is told again only when it matters.
     read_timeout: Duration,
     write_timeout: Duration,
@@ -110,7 +112,7 @@ pub(crate) struct BoundedSocket {
 
 impl BoundedSocket {
     fn new(socket: Arc<socket2::Socket>, deadline: Deadline) -> BoundedSocket {
-        BoundedSocket { socket, deadline, read_timeout: Duration::MAX, write_timeout: Duration::MAX }
+        BoundedSocket { socket, deadline, fresh: false, read_timeout: Duration::MAX, write_timeout: Duration::MAX }
     }
 
     /// Whether an idle socket is as it should be: open, with nothing to read.
@@ -163,7 +165,10 @@ impl Read for BoundedSocket {
 impl Write for BoundedSocket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         loop {
-            let remaining = self.deadline.remaining()?;
+            let remaining = match std::mem::take(&mut self.fresh) {
+                true if !self.deadline.limit().is_zero() => self.deadline.limit(),
+                _ => self.deadline.remaining()?,
+            };
             if let Some(timeout) = new_timeout(self.write_timeout, remaining) {
                 self.socket.set_write_timeout(Some(timeout))?;
                 self.write_timeout = timeout;
@@ -192,12 +197,15 @@ pub(crate) fn is_deadline(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 
+#[cfg(feature = "tls")]
+type TlsStream = rustls::StreamOwned<rustls::ClientConnection, BoundedSocket>;
+
 /// The connection's byte stream: plain, or TLS on top of the plain one.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Plain(BoundedSocket),
     #[cfg(feature = "tls")]
-    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, BoundedSocket>>),
+    Tls(Box<TlsStream>),
 }
 
 impl Socket {
@@ -237,7 +245,7 @@ impl Socket {
                 io::ErrorKind::TimedOut if session.protocol_version().is_none() => {
                     io::Error::new(io::ErrorKind::TimedOut, crate::tls::explain::Unanswered(error))
                 }
-                _ => error,
+                _ => last_word(&mut session, &mut socket, error),
             })?;
             if read == 0 && written == 0 && session.is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -248,7 +256,9 @@ impl Socket {
 
     /// From now on reads and writes end at this deadline.
     pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
-        self.bounded_mut().deadline = deadline;
+        let socket = self.bounded_mut();
+        socket.deadline = deadline;
+        socket.fresh = true;
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
@@ -299,7 +309,7 @@ impl Write for Socket {
         match self {
             Socket::Plain(socket) => socket.write(buffer),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => stream.write(buffer),
+            Socket::Tls(stream) => stream.write(buffer).map_err(|error| explained_write(stream, error)),
         }
     }
 
@@ -307,7 +317,26 @@ impl Write for Socket {
         match self {
             Socket::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => stream.flush(),
+            Socket::Tls(stream) => stream.flush().map_err(|error| explained_write(stream, error)),
         }
     }
+}
+
+/// A server that does not like our certificate says why and closes, while we are writing still. What it said can be read
+/// even when writing has failed.
+#[cfg(feature = "tls")]
+fn last_word(session: &mut rustls::ClientConnection, socket: &mut BoundedSocket, error: io::Error) -> io::Error {
+    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+        while session.read_tls(socket).is_ok_and(|read| read > 0) {
+            if let Err(verdict) = session.process_new_packets() {
+                return io::Error::new(io::ErrorKind::InvalidData, verdict);
+            }
+        }
+    }
+    error
+}
+
+#[cfg(feature = "tls")]
+fn explained_write(stream: &mut TlsStream, error: io::Error) -> io::Error {
+    crate::tls::explain::explain_read(last_word(&mut stream.conn, &mut stream.sock, error))
 }

@@ -140,12 +140,12 @@ impl StepPool {
     /// [`Error::PoolExhausted`] when none became free in time, with the last connect error as its source if connecting is
     /// what failed.
     pub fn get(&self) -> Result<PooledConnection> {
-        let started = Instant::now();
         let deadline = Deadline::after(self.params().connection_available_timeout);
+        let mut left = deadline.limit();
         loop {
             // r2d2 hands out an idle connection whatever the time limit is, so a limit that has run out ends the loop too.
-            let Ok(mut connection) = self.connections.get_timeout(deadline.left()) else {
-                return Err(self.exhausted(started.elapsed()));
+            let Ok(mut connection) = self.connections.get_timeout(left) else {
+                return Err(self.exhausted(deadline.started().elapsed()));
             };
             match connection.check_after_idling(self.params().health_check_interval, deadline) {
                 Ok(()) => return Ok(PooledConnection(connection)),
@@ -153,6 +153,7 @@ impl StepPool {
                 Err(error) => {
                     log::debug!("an idle connection is discarded: {error}");
                     *lock(&self.shared.last_failure) = Some(Arc::new(error));
+                    left = deadline.left();
                 }
             }
         }
@@ -179,9 +180,11 @@ impl StepPool {
     /// How many connections there are. Waits for nothing.
     pub fn state(&self) -> PoolState {
         let state = self.connections.state();
+        // The proven one lies ready until the first checkout.
+        let proven = u32::from(lock(&self.shared.proven).is_some());
         PoolState {
-            connections: state.connections,
-            idle: state.idle_connections,
+            connections: state.connections + proven,
+            idle: state.idle_connections + proven,
             in_use: state.connections.saturating_sub(state.idle_connections),
             max: self.connections.max_size(),
             opened: self.shared.opened.load(Ordering::Relaxed),
@@ -240,22 +243,21 @@ impl fmt::Debug for PooledConnection {
 struct Manager(Arc<Shared>);
 
 impl r2d2::ManageConnection for Manager {
-    type Connection = Connection;
+    /// r2d2 moves connections about by value: a box is cheaper to move.
+    type Connection = Box<Connection>;
     type Error = Error;
 
-    fn connect(&self) -> Result<Connection> {
-        if let Some(connection) = lock(&self.0.proven).take() {
-            return Ok(connection);
-        }
-        self.0.open()
+    fn connect(&self) -> Result<Box<Connection>> {
+        let proven = lock(&self.0.proven).take();
+        proven.map_or_else(|| self.0.open(), Ok).map(Box::new)
     }
 
-    fn is_valid(&self, connection: &mut Connection) -> Result<()> {
+    fn is_valid(&self, connection: &mut Box<Connection>) -> Result<()> {
         let deadline = connection.command_deadline();
         connection.ping(deadline)
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
+    fn has_broken(&self, connection: &mut Box<Connection>) -> bool {
         connection.is_broken()
     }
 }

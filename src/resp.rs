@@ -6,6 +6,8 @@
 //!
 //! Protocol: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+use std::borrow::Cow;
+
 use redis::{PushKind, Value, VerbatimFormat};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
@@ -104,30 +106,31 @@ fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
 
 /// A decimal number up to its CRLF, with the bytes it took, CRLF included.
 fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
-    let negative = bytes.first() == Some(&b'-');
-    let start = usize::from(negative);
-    // Counted downwards, as the lowest i64 has no positive counterpart.
-    let mut value = 0_i64;
-    for (offset, &byte) in bytes.iter().enumerate().skip(start) {
-        match byte {
-            b'0'..=b'9' => {
-                value = value
-                    .checked_mul(10)
-                    .and_then(|value| value.checked_sub(i64::from(byte - b'0')))
-                    .ok_or("a number beyond 64 bits")?;
-            }
-            b'\r' if offset > start => {
-                return match bytes.get(offset + 1) {
-                    Some(b'\n') if negative => Ok(Some((value, offset + 2))),
-                    Some(b'\n') => Ok(Some((value.checked_neg().ok_or("a number beyond 64 bits")?, offset + 2))),
-                    Some(_) => Err("a carriage return without a line feed"),
-                    None => Ok(None),
-                };
-            }
-            _ => return Err("a number with a byte that is no digit"),
-        }
-        if offset > 40 {
-            return Err("a number with too many digits");
+    let (negative, digits) = match bytes.split_first() {
+        Some((b'-', digits)) => (true, digits),
+        _ => (false, bytes),
+    };
+    let mut value = 0_u64;
+    for (count, &byte) in digits.iter().enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit < 10 && count < 18 {
+            // Eighteen digits cannot overflow.
+            value = value * 10 + u64::from(digit);
+        } else if digit < 10 && count < 40 {
+            let next = value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit)));
+            value = next.ok_or("a number beyond 64 bits")?;
+        } else if byte == b'\r' && count > 0 {
+            let length = count + usize::from(negative) + 2;
+            return match digits.get(count + 1) {
+                Some(b'\n') => {
+                    let signed = if negative { 0_i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() };
+                    Ok(Some((signed.ok_or("a number beyond 64 bits")?, length)))
+                }
+                Some(_) => Err("a carriage return without a line feed"),
+                None => Ok(None),
+            };
+        } else {
+            return Err("a number with a byte that is no digit, or with too many digits");
         }
     }
     Ok(None)
@@ -312,9 +315,18 @@ fn text(bytes: &[u8]) -> String {
 /// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the text, here as a
 /// string with a length, which may contain line ends.
 fn server_error(text: &[u8]) -> Result<Value, Malformed> {
-    let text = String::from_utf8_lossy(text);
+    let text = without_user(String::from_utf8_lossy(text));
     let reply = format!("!{}\r\n{text}\r\n", text.len());
     redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
+}
+
+/// Since version 7.2 a server that withholds something says from whom. Whose connection it is stays out of errors.
+fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
+    let named = text.strip_prefix("NOPERM User ").and_then(|rest| rest.split_once(" has no permission"));
+    match named {
+        Some((_, rest)) => Cow::Owned(format!("NOPERM this user has no permission{rest}")),
+        None => text,
+    }
 }
 
 /// An error reply as the `redis` crate's error.

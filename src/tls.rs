@@ -151,7 +151,7 @@ fn client_identity(
 }
 
 fn fault(item: impl Into<String>, reason: impl Into<String>, source: Option<Cause>) -> Error {
-    Error::Tls { item: item.into(), reason: reason.into(), source }
+    Error::Tls { item: item.into().into_boxed_str(), reason: reason.into(), source }
 }
 
 fn cause(error: impl StdError + Send + Sync + 'static) -> Cause {

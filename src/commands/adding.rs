@@ -1,6 +1,6 @@
 //! `XADD`, and what moves entries between a stream and its dead letters.
 
-use super::{ack, integer, push_id};
+use super::{ack, integer, missing_from_stream, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{Member, Retention, StreamOutput};
 use crate::entry::{EntryId, Message};
@@ -66,6 +66,10 @@ pub(crate) fn dead_letter(
     fields: &[(&[u8], &[u8])],
 ) -> Result<Option<EntryId>> {
     if fields.len() > MAX_SCRIPT_FIELDS {
+        if !is_pending(connection, member, entry_id)? {
+            return Ok(None);
+        }
+        // Copied first: whatever comes between, the entry is in one of the two streams, or in both.
         let id = add_fields(connection, output, fields)?;
         ack(connection, member, &[entry_id])?;
         return Ok(Some(id));
@@ -94,6 +98,9 @@ pub(crate) fn requeue(
     fields: &[(&[u8], &[u8])],
 ) -> Result<Option<EntryId>> {
     if fields.len() > MAX_SCRIPT_FIELDS {
+        if !missing_from_stream(connection, &dead_letters.stream_id, &[id])?.is_empty() {
+            return Ok(None);
+        }
         let new_id = add_fields(connection, origin, fields)?;
         push_id(connection.command("XDEL", 3).arg(&*dead_letters.stream_id), id);
         connection.request()?.decode("XDEL", integer)?;
@@ -110,6 +117,13 @@ pub(crate) fn requeue(
     push_add(&mut command, origin, |command| push_fields(command, fields));
     drop(command);
     optional_id(connection)
+}
+
+/// Whether the entry is still pending for this consumer.
+fn is_pending(connection: &mut Connection, member: &Member, id: EntryId) -> Result<bool> {
+    let command = connection.command("XPENDING", 7).arg(&*member.stream_id).arg(&*member.group);
+    push_id(push_id(command, id), id).arg("1").arg(&*member.consumer);
+    connection.request()?.decode("XPENDING", |reply| Ok(reply.array()?.unwrap_or_default() > 0))
 }
 
 fn add_fields(connection: &mut Connection, output: &StreamOutput, fields: &[(&[u8], &[u8])]) -> Result<EntryId> {

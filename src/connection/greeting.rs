@@ -124,7 +124,7 @@ impl Connection {
                 (_, Token::Error(line)) => {
                     let refusal = without_credentials(line, credentials);
                     self.broken = true;
-                    return Err(refused(&address, step.step(), credentials.is_some(), refusal));
+                    return Err(refused(&address, step.step(), params, refusal));
                 }
                 (Greeting::Ping, Token::Simple(b"PONG")) | (Greeting::Hello | Greeting::Select, _) => {}
                 (Greeting::Ping, _) => return Err(reply.malformed("an answer to PING that is not PONG")),
@@ -195,7 +195,8 @@ fn without_credentials(line: &[u8], credentials: Option<(Option<&str>, &str)>) -
 }
 
 /// The servers' codes differ by protocol for the same cause, so credentials get an error of their own.
-fn refused(address: &Arc<str>, step: ConnectStep, credentials_given: bool, source: RedisError) -> Error {
+fn refused(address: &Arc<str>, step: ConnectStep, params: &PoolParams, source: RedisError) -> Error {
+    let says_hello = step == ConnectStep::Hello && params.protocol == Protocol::Resp3;
     let reason = match (source.code(), step) {
         (Some("NOAUTH"), _) => "the server demands a password; set `password`, and `username` if it has users",
         (Some("WRONGPASS"), _) => "the username or the password is wrong, or the user is disabled",
@@ -204,16 +205,16 @@ fn refused(address: &Arc<str>, step: ConnectStep, credentials_given: bool, sourc
         {
             "the server has no password set but one was given; remove `password`"
         }
-        (Some("NOPROTO"), ConnectStep::Hello) => return Error::connect(address, step, NoResp3(source)),
-        (Some("ERR"), ConnectStep::Hello) if source.detail().is_some_and(|text| text.contains("unknown command")) => {
+        (Some("NOPROTO"), _) if says_hello => return Error::connect(address, step, NoResp3(source)),
+        (Some("ERR"), _) if says_hello && source.detail().is_some_and(|text| text.contains("unknown command")) => {
             return Error::connect(address, step, NoResp3(source));
         }
-        _ if source.kind() == redis::ErrorKind::AuthenticationFailed && credentials_given => {
+        _ if source.kind() == redis::ErrorKind::AuthenticationFailed && params.password.is_some() => {
             "the username or the password is wrong, or the user is disabled"
         }
         _ => return Error::connect(address, step, source),
     };
-    Error::Auth { address: Arc::clone(address), reason, source }
+    Error::Auth { address: Arc::clone(address), reason, source: Arc::new(source) }
 }
 
 /// `HELLO` came with Redis 6.0.

@@ -75,6 +75,16 @@ impl AckQueue {
         ids.append(&mut state.ids);
         state.ids = ids;
         state.since.get_or_insert_with(Instant::now);
+        if !state.keeper_is_timed {
+            self.keeper.notify_one();
+        }
+    }
+
+    /// If nothing is queued, nothing is accepted from now on; whether that is so.
+    pub(super) fn close_if_empty(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.closed |= state.ids.is_empty();
+        state.closed
     }
 
     /// From now on nothing is accepted. How many were never confirmed.

@@ -11,7 +11,7 @@ use crate::signal::lock;
 /// Which entries are held here. It keeps them leased, keeps them from being handed out twice, and tells their age.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    entries: Mutex<HashMap<EntryId, Holding>>,
+    entries: Mutex<HashMap<EntryId, Holding, foldhash::fast::RandomState>>,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,8 @@ use crate::net::Deadline;
 const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
 /// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has ended.
 const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
+/// How often to look at a reader that is to stop and does not wait for the server: it will, or it hands over what it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How often to look whether entries were lost unread.
 const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 /// How many entries one script looks after.
@@ -28,6 +30,9 @@ pub(super) struct Keeper {
     /// No attempt to connect before this.
     next_attempt: Instant,
     failures: u32,
+    /// No acknowledgements before this: the server has refused them, so many times in a row.
+    next_flush: Instant,
+    refusals: u32,
     next_lease: Instant,
     next_refresh: Option<Instant>,
     next_loss_check: Instant,
@@ -51,6 +56,8 @@ impl Keeper {
             connection: Some(connection),
             next_attempt: now,
             failures: 0,
+            next_flush: now,
+            refusals: 0,
             next_loss_check: now,
             losses: LossWatch::default(),
         }
@@ -66,7 +73,7 @@ impl Keeper {
             }
             self.do_what_is_due();
             let until = self.next_duty();
-            self.shared.acks.wait(until, Instant::now() >= self.next_attempt);
+            self.shared.acks.wait(until, Instant::now() >= self.next_attempt.max(self.next_flush));
         };
         self.conclude(&will);
         self.shared.keeper_ended.set();
@@ -77,10 +84,14 @@ impl Keeper {
         if let Some(refresh) = self.next_refresh {
             until = until.min(refresh);
         }
+        if self.refusals > 0 {
+            until = until.min(self.next_flush);
+        }
         // Without a connection nothing can be done, whatever is due.
         until = until.max(self.next_attempt);
         if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {
-            until = until.min(Instant::now() + UNBLOCK_AGAIN);
+            let pause = if self.shared.reader.blocked_client().is_some() { UNBLOCK_AGAIN } else { LOOK_AGAIN };
+            until = until.min(Instant::now() + pause);
         }
         until
     }
@@ -98,17 +109,28 @@ impl Keeper {
         }
     }
 
+    /// What the server refuses is tried again in its turn and holds up nothing else. An error: there is no connection.
     fn try_duties(&mut self, now: Instant) -> Result<()> {
-        self.flush_acks()?;
+        if now >= self.next_flush {
+            let flushed = self.flush_acks();
+            if self.was_done(flushed)? {
+                self.refusals = 0;
+            } else {
+                self.next_flush = now + self.shared.settings.backoff.wait(self.refusals);
+                self.refusals = self.refusals.saturating_add(1);
+            }
+        }
         if now >= self.next_lease {
-            self.renew_leases()?;
+            let renewed = self.renew_leases();
+            self.was_done(renewed)?;
             self.next_lease = now + lease_interval(&self.shared);
         }
         if let (Some(due), Some(ttl)) = (self.next_refresh, self.shared.input.ttl)
             && now >= due
         {
             let stream_id = Arc::clone(&self.shared.member.stream_id);
-            self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop))?;
+            let refreshed = self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop));
+            self.was_done(refreshed)?;
             self.next_refresh = Some(now + ttl / 3);
         }
         if now >= self.next_loss_check {
@@ -117,6 +139,18 @@ impl Keeper {
         }
         self.failures = 0;
         Ok(())
+    }
+
+    /// `false`: the server has refused, on a connection that works.
+    fn was_done(&self, outcome: Result<()>) -> Result<bool> {
+        match outcome {
+            Err(error) if self.connection.is_some() => {
+                self.shared.counters.note_error(&error);
+                log::debug!("keeper of consumer {}: {}", self.shared.member.consumer, with_causes(&error));
+                Ok(false)
+            }
+            outcome => outcome.map(|()| true),
+        }
     }
 
     /// An operator whose length limit is too small should learn of it.
@@ -234,7 +268,9 @@ impl Keeper {
     /// The last acknowledgements, and a tidy end, within `close_timeout`.
     fn conclude(&mut self, will: &LastWill) {
         let limit = Deadline::after(self.shared.settings.close_timeout);
-        while let Err(error) = self.flush_acks() {
+        // Handlers may still be at work: what they acknowledge from here on goes through the pool.
+        while !self.shared.acks.close_if_empty() {
+            let Err(error) = self.flush_acks() else { continue };
             self.note_failure(&error);
             let pause = self.next_attempt.saturating_duration_since(Instant::now());
             if !error.is_retryable() || pause >= limit.left() {

@@ -188,14 +188,15 @@ impl Reader {
     /// belong to somebody else by now.
     fn drop_trimmed(&mut self, connection: &mut Connection, unclaimed: &[EntryId]) -> Result<()> {
         let member = &self.shared.member;
-        let gone = commands::missing_from_stream(connection, &member.stream_id, unclaimed)?;
+        let gone =
+            self.shared.reader.waiting(|| commands::missing_from_stream(connection, &member.stream_id, unclaimed))?;
         self.acknowledge_gone(connection, &gone)
     }
 
     fn acknowledge_gone(&mut self, connection: &mut Connection, gone: &[EntryId]) -> Result<()> {
         self.shared.counters.trimmed.add(gone.len() as u64);
         self.shared.in_flight.remove(gone);
-        crate::stream::acknowledge_gone(connection, &self.shared.member, gone)
+        self.shared.reader.waiting(|| crate::stream::acknowledge_gone(connection, &self.shared.member, gone))
     }
 
     fn claim_is_due(&self) -> bool {
@@ -232,25 +233,51 @@ impl Reader {
 
     /// Hands over entries that were delivered before, except those that had their chances.
     fn hand_over_known(&mut self, connection: &mut Connection, mut entries: Vec<(Entry, u64)>) -> Result<()> {
+        self.last_seen = self.last_seen.max(entries.iter().map(|(entry, _)| entry.id()).max());
         self.shared.in_flight.admit(&mut entries);
-        if let (Some(max), Some(output)) = (self.shared.settings.max_deliveries, self.shared.dead_letters()) {
+        let mut buried = Ok(());
+        if let (Some(max), Some(_)) = (self.shared.settings.max_deliveries, self.shared.dead_letters()) {
             let (poisoned, good): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, count)| *count > max);
             entries = good;
-            for (entry, count) in poisoned {
-                // The delivery that is counted last is the one that was not made.
-                let reason = format!("delivered {} times", count - 1);
-                bury(connection, &self.shared.member, &entry, count - 1, output, &reason)?;
-                self.shared.in_flight.remove(&[entry.id()]);
-                self.shared.counters.dead_lettered.add(1);
-                log::warn!(
-                    "entry {} of stream {} is a dead letter: {reason}",
-                    entry.id(),
-                    self.shared.member.stream_id
-                );
+            buried = self.bury(connection, poisoned);
+        }
+        // They are held from now on, so nothing would bring them again if they were not handed over.
+        self.hand_over(entries);
+        buried
+    }
+
+    /// Moves entries to the dead letter stream. Those that cannot go there are no longer held, and so come again.
+    fn bury(&mut self, connection: &mut Connection, poisoned: Vec<(Entry, u64)>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let Some(output) = shared.dead_letters() else { return Ok(()) };
+        let mut buried = Ok(());
+        for (entry, count) in poisoned {
+            let id = entry.id();
+            if shared.stopping.is_set() {
+                shared.in_flight.park(id);
+                self.in_hand.push(id);
+                continue;
+            }
+            // The delivery that is counted last is the one that was not made.
+            let deliveries = count.saturating_sub(1);
+            let reason = format!("delivered {deliveries} times");
+            if buried.is_ok() {
+                buried =
+                    shared.reader.waiting(|| bury(connection, &shared.member, &entry, deliveries, output, &reason));
+            }
+            if buried.is_ok() {
+                shared.in_flight.remove(&[id]);
+                shared.counters.dead_lettered.add(1);
+                log::warn!("entry {id} of stream {} is a dead letter: {reason}", shared.member.stream_id);
+            } else if connection.is_broken() {
+                // The next connection finds them among the pending ones.
+                shared.in_flight.remove(&[id]);
+            } else {
+                // The server has no room for dead letters now: later, and not with every reconnect.
+                shared.in_flight.park(id);
             }
         }
-        self.hand_over(entries);
-        Ok(())
+        buried
     }
 
     /// Waits for new entries. Acknowledgements that are queued go along; and when a batch comes back full and there is room
@@ -275,13 +302,15 @@ impl Reader {
         }
         let full = entries.len() == shared.settings.batch;
         shared.in_flight.admit(&mut entries);
-        self.acknowledge_gone(connection, &gone)?;
+        let mut prepared = self.acknowledge_gone(connection, &gone);
         let room = shared.settings.prefetch.saturating_sub(self.channel.len());
-        if full && room >= entries.len() && !self.claim_is_due() && !shared.stopping.is_set() {
-            self.ahead = Some(self.request(connection, None)?);
+        let wants_more = full && room >= entries.len() && !self.claim_is_due() && !shared.stopping.is_set();
+        if wants_more && prepared.is_ok() {
+            prepared = self.request(connection, None).map(|acks| self.ahead = Some(acks));
         }
+        // They are held from now on, so nothing would bring them again if they were not handed over.
         self.hand_over(entries);
-        Ok(())
+        prepared
     }
 
     /// Sends a request for new entries, and acknowledgements along with it.

@@ -1,6 +1,6 @@
 //! Stream entries straight from a reply's bytes, without a `redis::Value` in between.
 
-use super::{Entry, EntryId, PackedFields};
+use super::{Entry, EntryId, FieldPacker};
 use crate::resp::{Cursor, Malformed, Token};
 
 /// What `XREADGROUP` and the claim commands hand out.
@@ -43,8 +43,9 @@ pub(crate) fn delivered(reply: &mut Cursor<'_>) -> Result<Vec<Delivered>, Malfor
             let count = reply.array()?.unwrap_or_default();
             // A complete reply really holds this many entries, so the capacity is not the peer's to choose.
             let mut delivered = Vec::with_capacity(count);
+            let mut packer = FieldPacker::default();
             for _ in 0..count {
-                delivered.extend(one(reply)?);
+                delivered.extend(one(reply, &mut packer)?);
             }
             Ok(delivered)
         }
@@ -58,9 +59,10 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
     if parts < 2 {
         return Err("fewer than two elements in the reply of XAUTOCLAIM");
     }
+    let mut packer = FieldPacker::default();
     let mut claimed = Claimed { next: id(reply)?, ..Claimed::default() };
     for _ in 0..reply.array()?.unwrap_or_default() {
-        match one(reply)? {
+        match one(reply, &mut packer)? {
             Some(Delivered::Entry(entry)) => claimed.entries.push(entry),
             Some(Delivered::Gone(id)) => claimed.gone.push(id),
             None => {}
@@ -80,8 +82,9 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
 /// Decodes a plain list of entries, as `XRANGE` answers.
 pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
     let mut entries = Vec::new();
+    let mut packer = FieldPacker::default();
     for _ in 0..reply.array()?.unwrap_or_default() {
-        if let Some(Delivered::Entry(entry)) = one(reply)? {
+        if let Some(Delivered::Entry(entry)) = one(reply, &mut packer)? {
             entries.push(entry);
         }
     }
@@ -89,36 +92,29 @@ pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
 }
 
 /// One `[id, fields]`; null where a server before 7.0 has nothing but a hole to show.
-fn one(reply: &mut Cursor<'_>) -> Result<Option<Delivered>, Malformed> {
+fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Option<Delivered>, Malformed> {
     let Some(parts) = reply.array()? else { return Ok(None) };
     if parts < 2 {
         return Err("an entry without fields");
     }
     let id = id(reply)?;
-    let delivered = fields(reply, id)?;
+    let delivered = fields(reply, id, packer)?;
     for _ in 2..parts {
         reply.skip()?;
     }
     Ok(Some(delivered))
 }
 
-fn fields(reply: &mut Cursor<'_>, id: EntryId) -> Result<Delivered, Malformed> {
+fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Result<Delivered, Malformed> {
     let Some(elements) = reply.array()? else { return Ok(Delivered::Gone(id)) };
     if elements % 2 != 0 {
         return Err("a field without a value");
     }
-    // Walked twice: once for the size, so that each entry is one allocation of just the right size.
-    let mut packed_length = 0;
-    let mut sizes = reply.clone();
-    for _ in 0..elements {
-        packed_length += 4 + sizes.bytes()?.len();
-    }
-    let mut packed = PackedFields::with_capacity(packed_length);
     for _ in 0..elements / 2 {
         let (name, value) = (reply.bytes()?, reply.bytes()?);
-        packed.push(name, value).ok_or("a field longer than 4 GiB")?;
+        packer.push(name, value).ok_or("a field longer than 4 GiB")?;
     }
-    Ok(Delivered::Entry(packed.into_entry(id)))
+    Ok(Delivered::Entry(packer.take(id)))
 }
 
 fn id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
@@ -134,11 +130,11 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, fields: &[(&str, &str)]) -> Entry {
-        let mut packed = PackedFields::with_capacity(0);
+        let mut packer = FieldPacker::default();
         for (name, value) in fields {
-            packed.push(name.as_bytes(), value.as_bytes()).unwrap();
+            packer.push(name.as_bytes(), value.as_bytes()).unwrap();
         }
-        packed.into_entry(id.parse().unwrap())
+        packer.take(id.parse().unwrap())
     }
 
     #[test]

@@ -19,7 +19,10 @@ fn line_text() -> impl Strategy<Value = String> {
 fn error_text() -> impl Strategy<Value = String> {
     let codes =
         ["ERR", "WRONGTYPE", "MOVED", "ASK", "NOGROUP", "LOADING", "READONLY", "NOPERM", "EXECABORT", "", "err"];
-    (select(codes.to_vec()), line_text()).prop_map(|(code, text)| format!("{code} {text}").replace("\r\n", ""))
+    prop_oneof![
+        9 => (select(codes.to_vec()), line_text()).prop_map(|(code, text)| format!("{code} {text}").replace("\r\n", "")),
+        1 => Just("NOPERM User alice has no permissions to run the 'eval' command".to_owned()),
+    ]
 }
 
 fn integer() -> impl Strategy<Value = i64> {

@@ -55,9 +55,8 @@ impl StepStream {
     {
         output.check()?;
         let mut messages = messages.into_iter().map(Into::into).peekable();
-        if messages.peek().is_none() {
-            return Ok(Vec::new());
-        }
+        let Some(first) = messages.peek() else { return Ok(Vec::new()) };
+        check_message(first)?;
         let mut connection = self.pool.get()?;
         let mut batch = Batch { output, connection: &mut connection, confirmed: Vec::new(), pieces: Vec::new() };
         let failure = match batch.publish(messages) {

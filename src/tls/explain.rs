@@ -130,6 +130,8 @@ fn is_about_client(received: AlertDescription) -> bool {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::AccessDenied
+            // OpenSSL's word for a certificate of another authority with the name of the right one.
+            | AlertDescription::DecryptError
     )
 }
 

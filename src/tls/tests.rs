@@ -138,7 +138,7 @@ fn refusal(params: &TlsParams) -> (String, String) {
     for secret in ["hidden", "MHcCAQEE", "MIG", "MII"] {
         assert!(!everything.contains(secret), "{everything}");
     }
-    (item.clone(), reason.clone())
+    (item.to_string(), reason.clone())
 }
 
 fn with_client(certificate: &str, key: &str) -> TlsParams {
@@ -347,7 +347,7 @@ fn names_and_addresses() {
     assert_eq!(server_name(&TlsParams::new().server_name("other"), "host").unwrap().to_str(), "other");
     for (params, item) in [(TlsParams::new(), "host"), (TlsParams::new().server_name("a b"), "server_name")] {
         let Err(Error::Tls { item: named, .. }) = server_name(&params, "a b") else { panic!("{item}") };
-        assert_eq!(named, item);
+        assert_eq!(&*named, item);
     }
 }
 

@@ -1,0 +1,102 @@
+//! What ends the loop: a fatal error, yielded once.
+
+use crate::common::Server;
+use crate::support::{Bench, LONG, next, stream_at};
+use std::time::Duration;
+use step_redis::{Backoff, Consumer, Error, StepPool, StepStream};
+
+/// The one error, and nothing behind it.
+#[track_caller]
+fn only_error(consumer: &Consumer) -> Error {
+    let mut iterator = consumer.iter();
+    let error = iterator.next().expect("an error is yielded").expect_err("a delivery where an error belongs");
+    assert!(iterator.next().is_none());
+    assert!(iterator.next().is_none());
+    assert!(consumer.try_iter().next().is_none());
+    assert!(consumer.timeout_iter(LONG).next().is_none(), "it does not wait");
+    assert!(consumer.stats().last_error.is_some());
+    error
+}
+
+#[test]
+fn a_key_of_another_type_is_fatal_before_and_during_the_loop() {
+    let bench = Bench::start();
+    let consumer = bench.consumer("one").claim(false).spawn().unwrap();
+    bench.wait_until_blocked();
+    bench.server.command(&["SET", &bench.key, "text"]);
+    assert!(only_error(&consumer).is_wrong_type());
+    consumer.close().unwrap();
+    assert!(bench.consumer("one").spawn().unwrap_err().is_wrong_type());
+    assert_eq!(bench.server.command(&["GET", &bench.key]).text(), "text");
+}
+
+fn bench_with_user() -> (Bench, StepStream) {
+    let bench = Bench::on(Server::builder().user("worker", "on >secret ~* &* +@all").start());
+    let stream = stream_at(&format!("redis://worker:secret@127.0.0.1:{}", bench.server.port()));
+    (bench, stream)
+}
+
+#[test]
+fn a_user_that_is_deleted_is_fatal() {
+    let (bench, stream) = bench_with_user();
+    let consumer = stream.consumer(bench.input()).spawn().unwrap();
+    bench.wait_until_blocked();
+    bench.server.command(&["ACL", "DELUSER", "worker"]);
+    let error = only_error(&consumer);
+    assert!(matches!(error, Error::Auth { .. }), "{error:?}");
+    assert!(!format!("{error:?} {error}").contains("secret"));
+    consumer.close().unwrap();
+}
+
+#[test]
+fn a_permission_that_is_withdrawn_is_fatal() {
+    let (bench, stream) = bench_with_user();
+    let consumer = stream.consumer(bench.input()).claim(false).spawn().unwrap();
+    bench.wait_until_blocked();
+    bench.server.command(&["ACL", "SETUSER", "worker", "-xreadgroup"]);
+    bench.publish(1);
+    next(&consumer).ack().unwrap();
+    assert_eq!(only_error(&consumer).code(), Some("NOPERM"));
+    consumer.close().unwrap();
+    assert_eq!(bench.pending(), 0, "what was acknowledged before is confirmed");
+}
+
+#[test]
+fn a_fatal_error_comes_behind_what_was_read_before_it() {
+    let bench = Bench::start();
+    bench.publish(5);
+    let consumer = bench.consumer("one").prefetch(2).batch(2).spawn().unwrap();
+    bench.server.wait_until(|_| consumer.stats().queued == 2);
+    bench.server.command(&["SET", &bench.key, "text"]);
+    let items: Vec<_> = consumer.iter().collect();
+    let (last, before) = items.split_last().unwrap();
+    assert!(last.as_ref().is_err_and(Error::is_wrong_type), "{last:?}");
+    assert!(before.iter().all(Result::is_ok) && before.len() >= 2);
+}
+
+#[test]
+fn a_lost_connection_is_not_fatal() {
+    let bench = Bench::on(Server::builder().append_only().start());
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(200));
+    let consumer = bench.consumer("one").backoff(backoff).spawn().unwrap();
+    bench.server.kill();
+    bench.server.wait_until(|_| consumer.stats().last_error.is_some());
+    bench.server.restart();
+    bench.publish(1);
+    next(&consumer).ack().unwrap();
+    let stats = consumer.close().unwrap();
+    assert!(stats.reconnects >= 1);
+    assert_eq!((stats.acked, bench.pending()), (1, 0));
+}
+
+#[test]
+fn the_password_is_in_no_debug_text() {
+    let (bench, stream) = bench_with_user();
+    let builder = stream.consumer(bench.input());
+    let text = format!("{builder:?}");
+    let consumer = builder.spawn().unwrap();
+    let text = format!("{text} {consumer:?} {:?} {:?}", consumer.stop_handle(), consumer.stats());
+    assert!(!text.contains("secret"), "{text}");
+    drop(consumer);
+    let _: &StepPool = stream.pool();
+}

@@ -1,0 +1,26 @@
+//! The consumer against a real server: what it hands out, what it acknowledges, how it stops, and what it survives.
+//!
+//! One module for each behaviour. Tests that need another process start this program again with a part to play (`child.rs`).
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod acks;
+mod backlog;
+mod child;
+mod dead_letters;
+mod dropping;
+mod errors;
+mod expiry;
+mod group_loss;
+mod iterators;
+mod kills;
+mod leases;
+mod names;
+mod own_pending;
+mod retries;
+mod spawning;
+mod stats;
+mod stopping;
+mod support;
+mod trimmed;

@@ -1,0 +1,160 @@
+//! What the tests of the consumer share: a stream on a server of its own, and questions to the server.
+
+use crate::common::{Reply, Server, unique};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use step_redis::{Consumer, ConsumerBuilder, Delivery, PoolParams, StepPool, StepStream, StreamInput, StreamOutput};
+
+/// More than anything here takes on a slow machine, and a failure where it does.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+pub(crate) const GROUP: &str = "group";
+
+/// One stream with one group on a server of its own.
+pub(crate) struct Bench {
+    pub(crate) server: Server,
+    pub(crate) stream: StepStream,
+    pub(crate) key: String,
+}
+
+impl Bench {
+    pub(crate) fn start() -> Bench {
+        Bench::on(Server::start())
+    }
+
+    pub(crate) fn on(server: Server) -> Bench {
+        let stream = stream_at(&server.url());
+        Bench { server, stream, key: unique("stream") }
+    }
+
+    /// An input whose entries nobody takes over during a test.
+    pub(crate) fn input(&self) -> StreamInput {
+        StreamInput::new(self.key.as_str(), GROUP)
+    }
+
+    /// A consumer with this name, to be set up further.
+    pub(crate) fn consumer(&self, name: &str) -> ConsumerBuilder {
+        self.stream.consumer(self.input().consumer(name))
+    }
+
+    /// A consumer with a short `claim_idle`.
+    pub(crate) fn claiming(&self, name: &str, claim_idle: Duration) -> ConsumerBuilder {
+        self.stream.consumer(self.input().consumer(name).claim_idle(claim_idle))
+    }
+
+    pub(crate) fn output(&self) -> StreamOutput {
+        StreamOutput::new(self.key.as_str())
+    }
+
+    pub(crate) fn dead(&self) -> StreamOutput {
+        StreamOutput::new(format!("{}:dead", self.key))
+    }
+
+    /// Publishes the numbers from 0, as text.
+    pub(crate) fn publish(&self, count: usize) {
+        self.stream.publish_batch(&self.output(), (0..count).map(|number| number.to_string())).unwrap();
+    }
+
+    /// As [`Bench::publish`], made by the server itself, each entry with a second field of this many bytes.
+    pub(crate) fn fill(&self, count: usize, bytes: usize) {
+        let script = "local text=string.rep('x',ARGV[3]) for i=ARGV[1],ARGV[2] do \
+                      redis.call('XADD',KEYS[1],'*','message',string.format('%d',i),'filling',text) end";
+        for first in (0..count).step_by(10_000) {
+            let (first, last) = (first.to_string(), (count.min(first + 10_000) - 1).to_string());
+            self.server.command(&["EVAL", script, "1", &self.key, &first, &last, &bytes.to_string()]);
+        }
+    }
+
+    /// Entries that are delivered and not acknowledged.
+    pub(crate) fn pending(&self) -> usize {
+        self.server.command(&["XPENDING", &self.key, GROUP]).array()[0].int() as usize
+    }
+
+    /// Entries that are pending for this consumer, as id, idle time in milliseconds, and deliveries.
+    pub(crate) fn pending_of(&self, consumer: &str) -> Vec<(String, i64, i64)> {
+        let reply = self.server.command(&["XPENDING", &self.key, GROUP, "-", "+", "1000000", consumer]);
+        let entry = |entry: &Reply| (entry.array()[0].text(), entry.array()[2].int(), entry.array()[3].int());
+        reply.array().iter().map(entry).collect()
+    }
+
+    /// The names of the group's consumers.
+    pub(crate) fn consumers(&self) -> Vec<String> {
+        let reply = self.server.command(&["XINFO", "CONSUMERS", &self.key, GROUP]);
+        reply.array().iter().map(|consumer| consumer.array()[1].text()).collect()
+    }
+
+    /// Entries that the group has delivered, and whether that is all of them.
+    pub(crate) fn delivered(&self) -> (usize, bool) {
+        let reply = self.server.command(&["XINFO", "GROUPS", &self.key]);
+        let group = reply.array()[0].array();
+        // The server has no numbers for a stream that never held anything.
+        let number = |name: &str| {
+            let at = group.iter().position(|field| *field == Reply::Bulk(name.into())).unwrap();
+            (group[at + 1] != Reply::Nil).then(|| group[at + 1].int() as usize)
+        };
+        (number("entries-read").unwrap_or_default(), number("lag") == Some(0))
+    }
+
+    /// How often the server has carried out this command.
+    pub(crate) fn calls(&self, command: &str) -> u64 {
+        let stats = self.server.info("commandstats");
+        let line = stats.get(&format!("cmdstat_{command}")).cloned().unwrap_or_default();
+        let calls = line.split(',').find_map(|part| part.strip_prefix("calls=")).unwrap_or("0").to_owned();
+        calls.parse().unwrap()
+    }
+
+    /// Waits until the reader blocks at the server.
+    pub(crate) fn wait_until_blocked(&self) {
+        self.server.wait_until(|server| server.client_list().iter().any(|client| client["flags"].contains('b')));
+    }
+}
+
+pub(crate) fn stream_at(url: &str) -> StepStream {
+    StepStream::new(StepPool::connect(PoolParams::from_url(url).unwrap()).unwrap())
+}
+
+/// The number that was published.
+pub(crate) fn number(delivery: &Delivery) -> usize {
+    delivery.text().unwrap().parse().unwrap()
+}
+
+/// The next delivery, which must come.
+#[track_caller]
+pub(crate) fn next(consumer: &Consumer) -> Delivery {
+    consumer.timeout_iter(LONG).next().expect("nothing was delivered in time").unwrap()
+}
+
+/// Takes and acknowledges this many deliveries; the numbers that were published, in the order of their coming.
+#[track_caller]
+pub(crate) fn take(consumer: &Consumer, count: usize) -> Vec<usize> {
+    let take_one = |_| {
+        let delivery = next(consumer);
+        let number = number(&delivery);
+        delivery.ack().unwrap();
+        number
+    };
+    (0..count).map(take_one).collect()
+}
+
+/// That nothing is delivered for this long.
+#[track_caller]
+pub(crate) fn assert_nothing_comes(consumer: &Consumer, within: Duration) {
+    let came = consumer.timeout_iter(within).next();
+    assert!(came.is_none(), "{came:?}");
+}
+
+/// A number below `bound` that differs from call to call.
+pub(crate) fn random(bound: u64) -> u64 {
+    static STATE: AtomicU64 = AtomicU64::new(0x9e37_79b9_7f4a_7c15);
+    let mut bits = STATE.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (bits ^ (bits >> 31)) % bound
+}
+
+/// Sorted, and each only once.
+pub(crate) fn distinct(mut numbers: Vec<usize>) -> Vec<usize> {
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
