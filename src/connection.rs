@@ -43,6 +43,8 @@ pub struct Connection {
     replies: ReplyBuffer,
     /// Replies that the server still owes. A connection that is given back with any is not used again.
     owed: usize,
+    /// So many of them are for commands that have left.
+    under_way: usize,
     broken: bool,
     /// The server said that it is not, or not now, the one to talk to.
     retired: bool,
@@ -60,6 +62,7 @@ impl Connection {
             request: Vec::new(),
             replies: ReplyBuffer::default(),
             owed: 0,
+            under_way: 0,
             broken: false,
             retired: false,
             last_used: Instant::now(),
@@ -139,14 +142,15 @@ impl Connection {
         let mut sent = 0;
         while let Some(rest) = self.request.get(sent..).filter(|rest| !rest.is_empty()) {
             match self.socket.write(rest) {
-                Ok(0) => return Err(self.failed(std::io::ErrorKind::WriteZero.into(), sent > 0)),
+                Ok(0) => return Err(self.failed(std::io::ErrorKind::WriteZero.into(), sent > 0 || self.under_way > 0)),
                 Ok(written) => sent += written,
-                Err(error) => return Err(self.failed(error, sent > 0)),
+                Err(error) => return Err(self.failed(error, sent > 0 || self.under_way > 0)),
             }
         }
         if let Err(error) = self.socket.flush() {
             return Err(self.failed(error, true));
         }
+        self.under_way = self.owed;
         self.request.clear();
         self.request.shrink_to(KEPT_SIZE);
         Ok(())
@@ -170,6 +174,7 @@ impl Connection {
             }
         };
         self.owed = self.owed.saturating_sub(1);
+        self.under_way = self.under_way.saturating_sub(1);
         self.retired |= is_failing_over(self.replies.bytes(start, end));
         Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
     }

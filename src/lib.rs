@@ -73,7 +73,7 @@
 //! | [`StepStream::publish_batch`] | each window of messages | `socket_timeout` |
 //! | [`StepStream::receive`] | an entry, then the server | `wait_timeout` (5 s) + `socket_timeout` |
 //! | [`Publisher::publish`] | the turn before, its own turn | each `socket_connect_timeout` + `socket_timeout` |
-//! | [`ConsumerBuilder::spawn`] | two connections, the group | 2 × `socket_connect_timeout` + `socket_timeout` |
+//! | [`ConsumerBuilder::spawn`] | two connections, the group | 2 × `socket_connect_timeout` + 2 × `socket_timeout` |
 //! | [`Consumer`]'s `iter` | an entry, or the end | no bound: it is the loop; [`StopHandle::stop`] ends it |
 //! | `try_iter`, `timeout_iter` | nothing, the given limit | the given limit |
 //! | [`Delivery::ack`] of a consumer | nothing ([`AckMode::Queued`]) | - |

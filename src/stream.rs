@@ -13,6 +13,7 @@ mod publish;
 mod receive;
 
 pub use dead_letters::DeadLetter;
+pub(crate) use inspect::stream_info;
 pub use inspect::{ConsumerPending, GroupInfo, Pending, StreamInfo};
 pub(crate) use publish::{check_message, conclude_add};
 pub(crate) use receive::{acknowledge_gone, next_block};

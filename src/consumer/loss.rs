@@ -25,6 +25,11 @@ impl LossWatch {
     }
 
     fn missed_by_counters(&mut self, now: &StreamPosition) -> u64 {
+        if now.length == now.entries_added {
+            // Nothing was ever removed.
+            self.shown = Some(0);
+            return 0;
+        }
         let nothing_unread = now.last_delivered >= now.last_id;
         let all_unread = now.first_id.is_some_and(|first| first > now.last_delivered);
         let Some(read) = now.entries_read.filter(|_| nothing_unread || all_unread || now.length == 0) else { return 0 };
@@ -91,6 +96,15 @@ mod tests {
         assert_eq!(watch.look(&position(146, 155, 100, Some(100))), 5);
         // The group reads on, and the counter goes on from where it stood.
         assert_eq!(watch.look(&position(146, 155, 155, Some(110))), 0);
+    }
+
+    #[test]
+    fn trimming_is_noticed_by_a_watch_that_saw_the_group_only_in_the_middle_of_the_stream() {
+        let mut watch = LossWatch::default();
+        assert_eq!(watch.look(&position(1, 0, 0, None)), 0);
+        assert_eq!(watch.look(&position(1, 20, 3, Some(3))), 0);
+        assert_eq!(watch.look(&position(16, 20, 3, Some(3))), 12);
+        assert_eq!(watch.look(&position(16, 20, 3, Some(3))), 0);
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Default for AckMode {
 #[non_exhaustive]
 pub enum OnGroupLoss {
     /// Creates the group anew (`XGROUP CREATE ... MKSTREAM`), to go on behind the last entry this consumer saw, or at the
-    /// input's [`StartId`](crate::StartId) when it saw none. The default.
+    /// input's [`StartId`](crate::StartId) when it saw none (`New` is what was new when it started). The default.
     #[default]
     Recreate,
     /// Ends the loop with the error.

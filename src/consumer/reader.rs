@@ -28,6 +28,8 @@ pub(super) struct Reader {
     channel: Sender<Result<Delivery>>,
     /// The greatest id it has seen; a lost group is created anew behind it.
     last_seen: Option<EntryId>,
+    /// Where a lost group is created anew as long as nothing was seen.
+    restart: StartId,
     /// A request for entries is under way while others are handed over: the acknowledgements that went along with it.
     ahead: Option<Vec<EntryId>>,
     next_claim: Instant,
@@ -45,12 +47,13 @@ pub(super) struct Reader {
 struct Stopped;
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>) -> Reader {
+    pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>, restart: StartId) -> Reader {
         Reader {
             settler: Arc::clone(&shared) as Arc<dyn Settle>,
             shared,
             channel,
             last_seen: None,
+            restart,
             ahead: None,
             next_claim: Instant::now(),
             claim_from: EntryId::MIN,
@@ -129,15 +132,16 @@ impl Reader {
             let step = if !own_pending_done {
                 self.read_own_pending(&mut connection).inspect(|_| own_pending_done = true)
             } else if self.ahead.is_none() && self.claim_is_due() {
-                self.claim(&mut connection)
+                self.claim(&mut connection).inspect(|_| self.server_is_back())
             } else {
-                self.read_new(&mut connection)
+                self.read_new(&mut connection).inspect(|_| self.server_is_back())
             };
             match step {
-                Ok(()) => self.server_is_back(),
-                Err(error) if is_group_loss(&error) && !connection.is_broken() => {
-                    self.group_lost(&mut connection, error)?;
-                }
+                // Looking at what is pending proves nothing: a replica answers that too.
+                Ok(()) => {}
+                Err(error) if connection.is_broken() => return Err(error),
+                Err(error) if error.is_group_missing() => self.group_lost(&mut connection, error)?,
+                Err(error) if is_woken(&error) => self.shared.counters.note_error(&error),
                 Err(error) => return Err(error),
             }
         }
@@ -286,7 +290,7 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         let acks = match self.ahead.take() {
             Some(acks) => acks,
-            None => self.request(connection, Some(self.block()))?,
+            None => self.request(connection, self.block())?,
         };
         let received = shared.reader.waiting(|| receive(connection, &shared, acks))?;
         let mut entries = Vec::with_capacity(received.len());
@@ -329,14 +333,17 @@ impl Reader {
         }
     }
 
-    /// How long the next read may wait at the server.
-    fn block(&self) -> Duration {
+    /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known.
+    fn block(&self) -> Option<Duration> {
+        if self.outage {
+            return None;
+        }
         let input = &self.shared.input;
         let mut longest = input.wait_timeout.max(SHORTEST_BLOCK);
         if self.shared.settings.claim {
             longest = longest.min(self.next_claim.saturating_duration_since(Instant::now()));
         }
-        next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK)
+        Some(next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK))
     }
 
     /// Puts deliveries into the channel, waiting for room.
@@ -374,7 +381,7 @@ impl Reader {
         if shared.settings.on_group_loss == OnGroupLoss::Fail {
             return Err(error);
         }
-        let start = self.last_seen.map_or(shared.input.start, StartId::After);
+        let start = self.last_seen.map_or(self.restart, StartId::After);
         // A group that vanishes again and again must not make a hot loop.
         if self.failures > 0 {
             self.wait_before_next_attempt();
@@ -406,15 +413,10 @@ fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> 
     entries
 }
 
-/// Redis 7.0 wakes a blocked reader with UNBLOCKED when the stream is deleted, replaced, or the master is demoted; other
-/// versions say NOGROUP or WRONGTYPE at once. The next read tells which it was.
-fn is_group_loss(error: &Error) -> bool {
-    match error {
-        Error::Server { source, .. } if error.code() == Some("UNBLOCKED") => {
-            !source.detail().unwrap_or_default().starts_with("force")
-        }
-        _ => error.is_group_missing(),
-    }
+/// Redis 7.0 wakes a blocked reader with UNBLOCKED when the stream is deleted or replaced; other versions say NOGROUP or
+/// WRONGTYPE at once. The next read tells which it was. (A demoted master says UNBLOCKED too, and breaks the connection.)
+fn is_woken(error: &Error) -> bool {
+    error.code() == Some("UNBLOCKED")
 }
 
 /// The bound on telling the server to unblock the reader.

@@ -106,12 +106,12 @@ impl StepStream {
     /// # Errors
     /// [`Error::Server`] with `ERR no such key` when there is no such stream.
     pub fn info(&self, stream_id: &str) -> Result<StreamInfo> {
-        info(&mut *self.pool.get()?, stream_id)
+        stream_info(&mut *self.pool.get()?, stream_id)
     }
 }
 
 /// The same on any connection.
-pub(crate) fn info(connection: &mut Connection, stream_id: &str) -> Result<StreamInfo> {
+pub(crate) fn stream_info(connection: &mut Connection, stream_id: &str) -> Result<StreamInfo> {
     const UNEXPECTED: &str = "not a list of properties";
     connection.command("XINFO", 3).arg("STREAM").arg(stream_id);
     connection.command("XINFO", 3).arg("GROUPS").arg(stream_id);
