@@ -6,9 +6,13 @@
 //!
 //! Protocol: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
+mod command;
+
 use std::borrow::Cow;
 
 use redis::{PushKind, Value, VerbatimFormat};
+
+pub(crate) use command::Command;
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
@@ -362,53 +366,6 @@ fn push_kind(kind: String) -> PushKind {
         "ssubscribe" => PushKind::SSubscribe,
         _ => PushKind::Other(kind),
     }
-}
-
-/// Appends one command to a request buffer, argument by argument.
-#[derive(Debug)]
-pub(crate) struct Command<'a> {
-    out: &'a mut Vec<u8>,
-    missing: usize,
-}
-
-impl<'a> Command<'a> {
-    /// Starts a command of `arguments` arguments, its name among them.
-    pub(crate) fn new(out: &'a mut Vec<u8>, arguments: usize) -> Command<'a> {
-        header(out, b'*', arguments);
-        Command { out, missing: arguments }
-    }
-
-    pub(crate) fn arg(mut self, argument: impl AsRef<[u8]>) -> Command<'a> {
-        self.push(argument.as_ref());
-        self
-    }
-
-    pub(crate) fn number(mut self, number: u64) -> Command<'a> {
-        self.push(itoa::Buffer::new().format(number).as_bytes());
-        self
-    }
-
-    pub(crate) fn push(&mut self, argument: &[u8]) {
-        header(self.out, b'$', argument.len());
-        self.out.extend_from_slice(argument);
-        self.out.extend_from_slice(b"\r\n");
-        self.missing = self.missing.wrapping_sub(1);
-    }
-}
-
-impl Drop for Command<'_> {
-    fn drop(&mut self) {
-        debug_assert!(
-            self.missing == 0 || std::thread::panicking(),
-            "the announced number of arguments was not written"
-        );
-    }
-}
-
-fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
-    out.push(kind);
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

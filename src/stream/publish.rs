@@ -156,7 +156,12 @@ impl Batch<'_> {
             }
             *received += 1;
         }
-        conclude_add(self.connection, self.output);
+        if self.pieces.is_empty() {
+            conclude_add(self.connection, self.output);
+        } else if self.output.ttl.is_some() {
+            // What may have to follow a refresh needs a connection that is owed nothing: the last piece's will do.
+            let _ = commands::receive_refresh(self.connection);
+        }
         Ok(refusal)
     }
 }

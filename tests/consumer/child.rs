@@ -146,7 +146,7 @@ fn work(mut set: Part) {
 
 /// One handling in twenty.
 fn fails(delivery: &Delivery, number: usize) -> bool {
-    (number as u64).wrapping_mul(31).wrapping_add(delivery.delivery_count().wrapping_mul(17)) % 20 == 0
+    (31 * number as u64 + 17 * delivery.delivery_count()).is_multiple_of(20)
 }
 
 fn give_back(delivery: Delivery, number: usize) {

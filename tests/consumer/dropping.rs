@@ -65,11 +65,9 @@ fn leaving_the_loop_early_acknowledges_nothing_that_is_queued() {
 #[test]
 fn a_borrowing_iterator_goes_without_a_trace() {
     under_each_policy(|bench, consumer, policy| {
-        let mut iterator = consumer.iter();
-        iterator.next().unwrap().unwrap().ack().unwrap();
-        drop(iterator);
-        drop(consumer.try_iter());
-        drop(consumer.timeout_iter(LONG));
+        consumer.iter().next().unwrap().unwrap().ack().unwrap();
+        consumer.try_iter().next().unwrap().unwrap().leave();
+        consumer.timeout_iter(LONG).next().unwrap().unwrap().leave();
         drop(consumer);
         assert_eq!(acknowledged(bench), 1, "{policy:?}");
     });

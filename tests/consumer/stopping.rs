@@ -13,50 +13,65 @@ const TRIALS: usize = 200;
 const CLOSE_MARGIN: Duration = Duration::from_millis(100 + 400);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The times from `stop()` to the end of the loop.
-fn stop_times(builder: &ConsumerBuilder, trials: usize) -> Vec<Duration> {
-    let trial = |_| {
-        let consumer = builder.clone().spawn().unwrap();
-        let handle = consumer.stop_handle();
-        let (ended, end) = channel();
-        let looping = thread::spawn(move || {
-            let came = (&consumer).into_iter().count();
-            ended.send(Instant::now()).unwrap();
-            assert_eq!(came, 0);
-            consumer.close().unwrap();
-        });
-        // From before the reader's first request to long after it.
-        thread::sleep(Duration::from_micros(random(30_000)));
-        let stopped = Instant::now();
-        handle.stop();
-        let took = end.recv_timeout(LONG).unwrap().duration_since(stopped);
-        looping.join().unwrap();
-        took
-    };
-    let mut times: Vec<_> = (0..trials).map(trial).collect();
-    times.sort_unstable();
-    times
+/// The time from `stop()` to the end of the loop.
+fn stop_time(builder: &ConsumerBuilder) -> Duration {
+    let consumer = builder.clone().spawn().unwrap();
+    let handle = consumer.stop_handle();
+    let (ended, end) = channel();
+    let looping = thread::spawn(move || {
+        let came = (&consumer).into_iter().count();
+        ended.send(Instant::now()).unwrap();
+        assert_eq!(came, 0);
+        consumer.close().unwrap();
+    });
+    // From before the reader's first request to long after it.
+    thread::sleep(Duration::from_micros(random(30_000)));
+    let stopped = Instant::now();
+    handle.stop();
+    let took = end.recv_timeout(LONG).unwrap().duration_since(stopped);
+    looping.join().unwrap();
+    took
 }
 
-/// Under 20 ms. On a busy machine a thread may wait for its turn longer than that, so one trial in twenty is forgiven.
+/// The time from a push to the end of the plain pop that waits for it: what the machine itself needs to wake somebody who
+/// is blocked at the server.
+fn wake_time(server: &Server) -> Duration {
+    let mut blocked = server.client().unwrap();
+    let popping = thread::spawn(move || {
+        blocked.command(&["BLPOP", "list", "30"]).unwrap();
+        Instant::now()
+    });
+    server.wait_until(|server| server.info("clients")["blocked_clients"] != "0");
+    let pushed = Instant::now();
+    server.command(&["RPUSH", "list", "element"]);
+    popping.join().unwrap().duration_since(pushed)
+}
+
+/// Under 20 ms, beyond what the machine itself needs. As it may be busy, one trial in twenty is forgiven.
 #[track_caller]
-fn assert_stops_at_once(builder: &ConsumerBuilder) {
-    let times = stop_times(builder, TRIALS);
-    let (median, late) = (times[TRIALS / 2], times[TRIALS * 19 / 20]);
-    assert!(late < Duration::from_millis(20), "median {median:?}, 19 of 20 within {late:?}, last {:?}", times.last());
+fn assert_stops_at_once(builder: &ConsumerBuilder, server: &Server) {
+    let trials = (0..TRIALS).map(|_| (stop_time(builder), wake_time(server)));
+    let (mut stops, mut wakes): (Vec<_>, Vec<_>) = trials.unzip();
+    stops.sort_unstable();
+    wakes.sort_unstable();
+    let most = TRIALS * 19 / 20;
+    assert!(stops[TRIALS / 2] < Duration::from_millis(20), "median {:?}", stops[TRIALS / 2]);
+    let (stop, wake) = (stops[most], wakes[most]);
+    assert!(stop < Duration::from_millis(20) + 2 * wake, "most stops within {stop:?}, most wakes within {wake:?}");
 }
 
 #[test]
 fn stop_ends_an_idle_loop_in_milliseconds() {
     let bench = Bench::start();
-    assert_stops_at_once(&bench.stream.consumer(bench.input().wait_timeout(Duration::from_secs(30))));
+    let input = bench.input().wait_timeout(Duration::from_secs(30));
+    assert_stops_at_once(&bench.stream.consumer(input), &bench.server);
 }
 
 #[test]
 fn stop_ends_an_idle_loop_in_milliseconds_when_the_reader_blocks_for_long() {
     let bench = Bench::start();
     let input = bench.input().wait_timeout(Duration::from_secs(30));
-    assert_stops_at_once(&bench.stream.consumer(input).claim(false));
+    assert_stops_at_once(&bench.stream.consumer(input).claim(false), &bench.server);
     // It was the server that let the readers go: none was cut off, which would leave its name behind.
     assert_eq!(bench.consumers(), [""; 0]);
 }
@@ -72,7 +87,7 @@ fn stop_ends_an_idle_loop_in_milliseconds_under_tls() {
     let params = params.tls(TlsParams::default().ca_certs(certificates.ca()));
     let stream = StepStream::new(StepPool::connect(params).unwrap());
     let input = bench.input().wait_timeout(Duration::from_secs(30));
-    assert_stops_at_once(&stream.consumer(input).claim(false));
+    assert_stops_at_once(&stream.consumer(input).claim(false), &bench.server);
 }
 
 /// A consumer whose reader blocks at a server that is then paused.

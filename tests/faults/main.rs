@@ -1,0 +1,20 @@
+//! Nothing lost, nothing hung: what a program that uses this crate sees when the server or the network fails.
+//!
+//! Each module proves one kind of fault: outages and reconnects, a server that is killed again and again, streams and groups
+//! that vanish, states in which a server refuses, half-open networks, the pool without a server, entries that are trimmed
+//! before anyone saw them, shared publishers whose connection fails, and damaged replies.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod damage;
+mod groups;
+mod half_open;
+mod loss;
+mod outage;
+mod pool;
+mod publishers;
+mod reconnect;
+mod sigkill;
+mod states;
+mod support;

@@ -1,0 +1,229 @@
+//! Publishers whose connection fails: each caller learns what became of its message, and nothing is sent twice.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use step_redis::{Error, Publisher, Result, StepStream};
+
+use crate::common::{Behaviour, Direction, Peer, Proxy, Server};
+use crate::support::{LIMIT, Scene, connect, quick};
+
+const CALLERS: usize = 12;
+
+/// What the caller of one message was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Confirmed,
+    Unknown,
+    NotSent,
+}
+
+impl Told {
+    fn of<T>(result: &Result<T>) -> Told {
+        match result {
+            Ok(_) => Told::Confirmed,
+            Err(error) if error.is_outcome_unknown() => Told::Unknown,
+            Err(_) => Told::NotSent,
+        }
+    }
+}
+
+#[test]
+fn a_shared_publisher_under_faults_tells_each_caller_the_truth() {
+    under_faults(|scene, stream| {
+        let publisher = stream.publisher(scene.output.clone());
+        move |text: &str| vec![(text.to_owned(), Told::of(&publisher.publish(text)))]
+    });
+}
+
+#[test]
+fn a_shared_publisher_that_refreshes_the_expiry_does_too() {
+    under_faults(|scene, stream| {
+        let publisher = stream.publisher(scene.output.clone().ttl(Duration::from_secs(600)));
+        move |text: &str| vec![(text.to_owned(), Told::of(&publisher.publish(text)))]
+    });
+}
+
+#[test]
+fn publishing_through_the_pool_under_faults_tells_each_caller_the_truth() {
+    under_faults(|scene, stream| {
+        let (stream, output) = (stream.clone(), scene.output.clone());
+        move |text: &str| vec![(text.to_owned(), Told::of(&stream.publish(&output, text)))]
+    });
+}
+
+#[test]
+fn batches_under_faults_tell_the_truth_about_each_message() {
+    under_faults(|scene, stream| {
+        let (stream, output) = (stream.clone(), scene.output.clone());
+        move |text: &str| {
+            let texts: Vec<String> = (0..300).map(|number| format!("{text}/{number}")).collect();
+            let told = match stream.publish_batch(&output, texts.iter().map(String::as_str)) {
+                Ok(ids) => vec![Told::Confirmed; ids.len()],
+                Err(error) => {
+                    let lost = Told::of(&Err::<(), _>(error.clone()));
+                    let Error::Batch { published, .. } = error else { return tell(texts, vec![lost; 300]) };
+                    let mut told: Vec<Told> =
+                        published.iter().map(|id| if id.is_some() { Told::Confirmed } else { lost }).collect();
+                    told.resize(300, Told::NotSent);
+                    told
+                }
+            };
+            tell(texts, told)
+        }
+    });
+}
+
+fn tell(texts: Vec<String>, told: Vec<Told>) -> Vec<(String, Told)> {
+    texts.into_iter().zip(told).collect()
+}
+
+/// Several callers publish while the connection and the server fail in turn, and what they were told is compared with what
+/// is in the stream.
+fn under_faults<P, F>(make: F)
+where
+    F: FnOnce(&Scene, &StepStream) -> P,
+    P: Fn(&str) -> Vec<(String, Told)> + Sync,
+{
+    let scene = Scene::on(Server::builder().append_only());
+    let proxy = Proxy::start(scene.server.port());
+    let limit = Duration::from_millis(500);
+    let params = quick(proxy.port()).socket_timeout(limit).socket_connect_timeout(limit);
+    let stream = connect(params.connection_available_timeout(limit));
+    let publish = make(&scene, &stream);
+    let ended = AtomicBool::new(false);
+    let told: Mutex<BTreeMap<String, Told>> = Mutex::default();
+    let count = |wanted: Told| told.lock().unwrap().values().filter(|told| **told == wanted).count();
+
+    thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let (publish, ended, told) = (&publish, &ended, &told);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if ended.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let results = publish(&format!("{caller}-{number}"));
+                    let failed = results.iter().any(|(_, told)| *told != Told::Confirmed);
+                    told.lock().unwrap().extend(results);
+                    if failed {
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                }
+            });
+        }
+        let faults: [&dyn Fn(); 7] = [
+            &|| proxy.cut_after(Direction::ToClient, 333),
+            &|| proxy.cut_after(Direction::ToServer, 777),
+            &|| proxy.reset(),
+            &|| proxy.close(),
+            &|| drop(scene.server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])),
+            &|| {
+                proxy.swallow(Direction::ToClient, true);
+                proxy.wait_until(|proxy| proxy.swallowed(Direction::ToClient) > 0);
+                proxy.heal();
+            },
+            &|| {
+                scene.server.kill();
+                scene.server.restart();
+            },
+        ];
+        for _ in 0..3 {
+            for fault in faults {
+                // In between all is well for a moment.
+                let confirmed = count(Told::Confirmed);
+                crate::common::wait_until(LIMIT, || count(Told::Confirmed) > confirmed + 3);
+                fault();
+            }
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+
+    assert!(count(Told::Unknown) > 0, "no fault hit a message on its way");
+    let content = scene.content();
+    for (text, told) in told.into_inner().unwrap() {
+        let found = content.get(&text).copied().unwrap_or_default();
+        let right = match told {
+            Told::Confirmed => found == 1,
+            Told::Unknown => found <= 1,
+            Told::NotSent => found == 0,
+        };
+        assert!(right, "{text} was told {told:?} and is in the stream {found} times");
+    }
+}
+
+#[test]
+fn a_refused_message_is_its_own_callers_error() {
+    let peer = Peer::tcp(Behaviour::custom(|conversation| {
+        conversation.handshake()?;
+        for number in 1.. {
+            let request = conversation.request()?;
+            match request.last().map(Vec::as_slice) {
+                Some(b"bad") => conversation.send(b"-ERR refused\r\n")?,
+                _ => conversation.send(format!("$3\r\n{:01}-1\r\n", number % 10).as_bytes())?,
+            }
+        }
+        Ok(())
+    }));
+    let stream = connect(quick(peer.port()));
+    let publisher = stream.publisher(step_redis::StreamOutput::new("orders"));
+    let start = Barrier::new(CALLERS);
+    thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let (publisher, start): (&Publisher, _) = (&publisher, &start);
+            scope.spawn(move || {
+                start.wait();
+                for number in 0..200 {
+                    let bad = (caller + number) % 5 == 0;
+                    let result = publisher.publish(if bad { "bad" } else { "good" });
+                    match result {
+                        Ok(_) => assert!(!bad),
+                        Err(error) => assert!(bad && error.code() == Some("ERR"), "{error:?}"),
+                    }
+                }
+            });
+        }
+    });
+    // The pool's connection and the publisher's: a refusal breaks nothing.
+    assert_eq!(peer.connections(), 2);
+}
+
+#[test]
+fn callers_wait_no_longer_than_two_turns_when_nothing_answers() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let limit = Duration::from_millis(500);
+    let stream = connect(quick(proxy.port()).socket_timeout(limit).socket_connect_timeout(limit));
+    let publisher = stream.publisher(scene.output.clone());
+    publisher.publish("connected").unwrap();
+    proxy.swallow(Direction::Both, true);
+    thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            let publisher = &publisher;
+            scope.spawn(move || {
+                let started = Instant::now();
+                publisher.publish(format!("{caller}")).unwrap_err();
+                // The turn before takes the socket timeout; the next connects in vain.
+                assert!(started.elapsed() < limit * 2 + crate::support::SLACK, "{:?}", started.elapsed());
+            });
+        }
+    });
+    proxy.heal();
+    publisher.publish("healed").unwrap();
+    assert_eq!(scene.content().len(), 2);
+}
+
+#[test]
+fn a_user_who_may_run_no_scripts_publishes_batches_with_an_expiry() {
+    let scene = Scene::on(Server::builder().user("service", "on >secret ~* &* +@all -eval"));
+    let stream = connect(scene.params().username("service").password("secret"));
+    let output = scene.output.clone().ttl(Duration::from_secs(60));
+    let ids = stream.publish_batch(&output, (0..1000).map(|number| format!("message-{number}"))).unwrap();
+    assert_eq!(ids.len(), 1000);
+    assert!(ids.is_sorted());
+    assert_eq!(scene.content().len(), 1000);
+    assert!(scene.server.command(&["PTTL", &scene.stream_id]).int() > 0);
+}

@@ -1,0 +1,151 @@
+//! A consumer that loses its connection: how it comes back, what it tells, and what it does with the entries it had.
+
+use std::time::Duration;
+
+use log::Level;
+use step_redis::Backoff;
+
+use crate::common::{Direction, Proxy, Server};
+use crate::support::{LIMIT, SLACK, Scene, assert_quiet, connect, median, next, quick, take};
+
+#[test]
+fn an_outage_is_one_warning_one_note_that_it_is_over_and_counted() {
+    let scene = Scene::on(Server::builder().append_only());
+    let consumer = scene.consumer(&scene.stream()).spawn().unwrap();
+    scene.add("before");
+    assert_eq!(take(&consumer, 1), ["before"]);
+    assert_eq!(consumer.stats().reconnects, 0);
+
+    scene.server.kill();
+    // The outage lasts for several attempts.
+    crate::common::wait_until(LIMIT, || {
+        scene.logged(Level::Debug).iter().filter(|l| l.contains("attempt")).count() >= 3
+    });
+    let last_read = consumer.stats().last_read.unwrap();
+    scene.server.restart();
+    scene.add("after");
+    assert_eq!(take(&consumer, 1), ["after"]);
+
+    scene.assert_one_outage();
+    let stats = consumer.stats();
+    assert_eq!(stats.reconnects, 1);
+    assert!(stats.last_error.as_deref().is_some_and(|text| text.contains("127.0.0.1")), "{stats:?}");
+    assert!(stats.last_read.unwrap() < last_read + SLACK, "{stats:?} {last_read:?}");
+}
+
+#[test]
+fn attempts_to_reconnect_come_further_and_further_apart() {
+    const FIRST: Duration = Duration::from_millis(40);
+    const LONGEST: Duration = Duration::from_millis(320);
+    let scene = Scene::new();
+    let consumer = scene.stream().consumer(scene.input()).backoff(Backoff::new(FIRST, LONGEST)).spawn().unwrap();
+    scene.wait_until_blocked();
+    scene.server.kill();
+    let attempts = || {
+        let mut times = scene.logged_with_time(Level::Warn);
+        times.extend(scene.logged_with_time(Level::Debug).into_iter().filter(|(_, text)| text.contains("attempt")));
+        times.into_iter().map(|(time, _)| time).collect::<Vec<_>>()
+    };
+    crate::common::wait_until(LIMIT, || attempts().len() >= 9);
+    let gaps: Vec<Duration> = attempts().windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for (number, gap) in gaps.iter().enumerate() {
+        let full = FIRST.saturating_mul(1 << number.min(10)).min(LONGEST);
+        assert!(*gap >= full / 2, "gap {number} of {gaps:?}");
+    }
+    assert!(median(gaps[3..].to_vec()) <= LONGEST + SLACK / 4, "{gaps:?}");
+    drop(consumer);
+}
+
+#[test]
+fn a_killed_connection_is_replaced_within_the_first_wait() {
+    let scene = Scene::new();
+    let consumer = scene.consumer(&scene.stream()).spawn().unwrap();
+    for round in 1..=5 {
+        scene.wait_until_blocked();
+        scene.server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        let text = format!("after kill {round}");
+        scene.add(&text);
+        assert_eq!(take(&consumer, 1), [text]);
+        assert_eq!(consumer.stats().reconnects, round);
+    }
+    assert_eq!(scene.logged(Level::Warn).len(), 5);
+    assert_eq!(scene.logged(Level::Info).len(), 5);
+    let stats = consumer.close().unwrap();
+    assert_eq!(stats.acked, 5);
+    assert_eq!(scene.pending(), 0);
+}
+
+#[test]
+fn entries_that_were_lost_on_the_way_come_again_and_those_in_flight_do_not() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let consumer = scene.consumer(&connect(quick(proxy.port()))).spawn().unwrap();
+    scene.add_many("held", 3);
+    let held: Vec<_> = (0..3).map(|_| next(&consumer)).collect();
+
+    scene.wait_until_blocked();
+    proxy.cut_after(Direction::ToClient, 1000);
+    let lost = scene.add_many("lost", 50);
+    let mut came: Vec<(String, u64)> = Vec::new();
+    for _ in 0..50 {
+        let delivery = next(&consumer);
+        came.push((delivery.text().unwrap().to_owned(), delivery.delivery_count()));
+        delivery.ack().unwrap();
+    }
+    assert_eq!(proxy.cuts(), 1);
+    assert_eq!(consumer.stats().reconnects, 1);
+    // The server counted the delivery that never arrived.
+    assert_eq!(came, lost.into_iter().map(|text| (text, 2)).collect::<Vec<_>>());
+    assert_quiet(&consumer);
+
+    held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    let stats = consumer.close().unwrap();
+    assert_eq!((stats.received, stats.acked), (53, 53));
+    assert_eq!(scene.pending(), 0);
+}
+
+#[test]
+fn acknowledgements_survive_an_outage() {
+    let scene = Scene::on(Server::builder().append_only());
+    let consumer = scene.consumer(&scene.stream()).spawn().unwrap();
+    scene.add_many("entry", 20);
+    let taken: Vec<_> = (0..20).map(|_| next(&consumer)).collect();
+    scene.server.kill();
+    for delivery in taken {
+        delivery.ack().unwrap();
+    }
+    // Both threads have found out that they cannot send them.
+    crate::common::wait_until(LIMIT, || !scene.logged(Level::Warn).is_empty());
+    assert_eq!(consumer.stats().acked, 0);
+    assert_eq!(consumer.stats().in_flight, 20);
+
+    scene.server.restart();
+    scene.server.wait_until(|_| scene.pending() == 0);
+    crate::common::wait_until(LIMIT, || consumer.stats().acked == 20);
+    assert_eq!(consumer.stats().in_flight, 0);
+    assert_quiet(&consumer);
+    assert_eq!(consumer.close().unwrap().received, 20);
+}
+
+#[test]
+fn requests_and_replies_that_are_cut_off_lose_no_acknowledgement() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let consumer = scene.consumer(&connect(quick(proxy.port()))).spawn().unwrap();
+    let sent = scene.add_many("entry", 120);
+    for (round, texts) in sent.chunks(10).enumerate() {
+        // In the middle of a request or of a reply, which may be that of an acknowledgement.
+        let direction = if round % 2 == 0 { Direction::ToServer } else { Direction::ToClient };
+        for text in texts {
+            let delivery = next(&consumer);
+            assert_eq!(delivery.text().unwrap(), text);
+            proxy.cut_after(direction, 3 + round);
+            delivery.ack().unwrap();
+        }
+        proxy.wait_until(|proxy| proxy.cuts() > round);
+    }
+    proxy.heal();
+    scene.server.wait_until(|_| scene.pending() == 0);
+    let stats = consumer.close().unwrap();
+    assert_eq!((stats.received, stats.acked), (120, 120));
+}

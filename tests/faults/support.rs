@@ -1,0 +1,194 @@
+//! What the modules share: a server with a stream of its own, and a logger that remembers.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use step_redis::{
+    Backoff, Consumer, ConsumerBuilder, Delivery, PoolParams, StepPool, StepStream, StreamInput, StreamOutput,
+};
+
+use crate::common::{Server, ServerBuilder, unique, wait_until};
+
+/// How long something may take that has no bound of its own, on a slow, busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// What a loaded scheduler may add to a bound.
+pub(crate) const SLACK: Duration = Duration::from_millis(700);
+
+/// A server, and one stream with one consumer, whose names no other test has.
+pub(crate) struct Scene {
+    pub(crate) server: Server,
+    pub(crate) stream_id: String,
+    pub(crate) output: StreamOutput,
+    tag: String,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Scene {
+        Scene::on(Server::builder())
+    }
+
+    pub(crate) fn on(builder: ServerBuilder) -> Scene {
+        remember_logs();
+        let server = builder.start();
+        // The brackets keep one tag from being the beginning of another.
+        let tag = format!("<{}>", unique("fault"));
+        let stream_id = format!("orders{tag}");
+        Scene { server, output: StreamOutput::new(&*stream_id), stream_id, tag }
+    }
+
+    /// The server itself, with limits that suit a test.
+    pub(crate) fn params(&self) -> PoolParams {
+        quick(self.server.port())
+    }
+
+    pub(crate) fn stream(&self) -> StepStream {
+        connect(self.params())
+    }
+
+    pub(crate) fn input(&self) -> StreamInput {
+        StreamInput::new(&*self.stream_id, "group")
+            .consumer(format!("consumer{}", self.tag))
+            .wait_timeout(Duration::from_millis(500))
+    }
+
+    /// A consumer that tries again soon.
+    pub(crate) fn consumer(&self, stream: &StepStream) -> ConsumerBuilder {
+        stream.consumer(self.input()).backoff(Backoff::new(Duration::from_millis(20), Duration::from_millis(200)))
+    }
+
+    /// Publishes without the crate under test.
+    pub(crate) fn add(&self, text: &str) {
+        self.server.command(&["XADD", &self.stream_id, "*", "message", text]);
+    }
+
+    /// Publishes `name-0`, `name-1` and so on, all in one step, and returns the texts.
+    pub(crate) fn add_many(&self, name: &str, count: usize) -> Vec<String> {
+        const SCRIPT: &str =
+            "for i=0,ARGV[2]-1 do redis.call('XADD',KEYS[1],'*','message',string.format('%s-%d',ARGV[1],i)) end";
+        self.server.command(&["EVAL", SCRIPT, "1", &self.stream_id, name, &count.to_string()]);
+        (0..count).map(|number| format!("{name}-{number}")).collect()
+    }
+
+    /// How many entries of the group are pending.
+    pub(crate) fn pending(&self) -> i64 {
+        self.server.command(&["XPENDING", &self.stream_id, "group"]).array()[0].int()
+    }
+
+    /// How often the server has carried out a command, such as `xreadgroup` or `xgroup|create`.
+    pub(crate) fn calls(&self, command: &str) -> u64 {
+        let stats = self.server.info("commandstats");
+        let Some(line) = stats.get(&format!("cmdstat_{command}")) else { return 0 };
+        let calls = line.split(',').find_map(|field| field.strip_prefix("calls="));
+        calls.and_then(|calls| calls.parse().ok()).expect("commandstats count calls")
+    }
+
+    /// Waits until the reader is blocked at the server.
+    pub(crate) fn wait_until_blocked(&self) {
+        self.server.wait_until(|server| {
+            server.client_list().iter().any(|client| client["flags"].contains('b') && client["cmd"] == "xreadgroup")
+        });
+    }
+
+    /// Every payload that is in the stream, and how often.
+    pub(crate) fn content(&self) -> BTreeMap<String, usize> {
+        let mut content = BTreeMap::new();
+        for entry in self.server.command(&["XRANGE", &self.stream_id, "-", "+"]).array() {
+            *content.entry(entry.array()[1].array()[1].text()).or_default() += 1;
+        }
+        content
+    }
+
+    /// What was logged about this stream or consumer at `level`.
+    pub(crate) fn logged(&self, level: Level) -> Vec<String> {
+        self.logged_with_time(level).into_iter().map(|(_, text)| text).collect()
+    }
+
+    pub(crate) fn logged_with_time(&self, level: Level) -> Vec<(Instant, String)> {
+        let records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = records.iter().filter(|(_, its, text)| *its == level && text.contains(&self.tag));
+        ours.map(|(time, _, text)| (*time, text.clone())).collect()
+    }
+
+    /// Asserts that an outage was told as promised: one warning, and one note that it is over.
+    #[track_caller]
+    pub(crate) fn assert_one_outage(&self) {
+        // The line comes right behind the first entry that was read.
+        wait_until(LIMIT, || !self.logged(Level::Info).is_empty());
+        let (warned, noted) = (self.logged(Level::Warn), self.logged(Level::Info));
+        assert_eq!((warned.len(), noted.len()), (1, 1), "{warned:?} {noted:?}");
+        assert!(warned[0].contains("lost the server"), "{warned:?}");
+        assert!(noted[0].contains("reads again"), "{noted:?}");
+        assert!(self.logged(Level::Error).is_empty());
+    }
+}
+
+/// Parameters whose limits suit a test.
+pub(crate) fn quick(port: u16) -> PoolParams {
+    PoolParams::new("127.0.0.1", port)
+        .socket_timeout(Duration::from_secs(2))
+        .socket_connect_timeout(Duration::from_secs(2))
+        .connection_available_timeout(Duration::from_secs(1))
+}
+
+pub(crate) fn connect(params: PoolParams) -> StepStream {
+    StepStream::new(StepPool::connect(params).unwrap())
+}
+
+/// Waits for the next delivery.
+#[track_caller]
+pub(crate) fn next(consumer: &Consumer) -> Delivery {
+    consumer.timeout_iter(LIMIT).next().expect("nothing came").unwrap()
+}
+
+/// Takes and acknowledges so many deliveries; their texts in the order in which they came.
+#[track_caller]
+pub(crate) fn take(consumer: &Consumer, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|_| {
+            let delivery = next(consumer);
+            let text = delivery.text().unwrap().to_owned();
+            delivery.ack().unwrap();
+            text
+        })
+        .collect()
+}
+
+/// Asserts that nothing more comes for a while.
+#[track_caller]
+pub(crate) fn assert_quiet(consumer: &Consumer) {
+    let more = consumer.timeout_iter(Duration::from_millis(300)).next();
+    assert!(more.is_none(), "{more:?}");
+}
+
+/// The middle one.
+pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+static RECORDS: Mutex<Vec<(Instant, Level, String)>> = Mutex::new(Vec::new());
+
+struct Remember;
+
+impl Log for Remember {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+        records.push((Instant::now(), record.level(), record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+fn remember_logs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Remember).unwrap();
+        log::set_max_level(LevelFilter::Debug);
+    });
+}
