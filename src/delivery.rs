@@ -76,6 +76,8 @@ pub(crate) trait Settle: Send + Sync {
     fn stream_id(&self) -> &str;
     fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()>;
     fn ack_batch(&self, ids: &[EntryId]) -> Result<()>;
+    /// Whether an `XACK` for this group, by whomever it is sent, is all that ends a delivery.
+    fn ends_with_ack_for(&self, member: &Member) -> bool;
 }
 
 impl Delivery {
@@ -288,6 +290,10 @@ impl Settle for PoolSettler {
             Settlement::DeadLetter(reason) => self.bury(entry, deliveries, reason),
             Settlement::Leave => Ok(()),
         }
+    }
+
+    fn ends_with_ack_for(&self, member: &Member) -> bool {
+        self.member.stream_id == member.stream_id && self.member.group == member.group
     }
 
     fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {

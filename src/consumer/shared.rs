@@ -190,6 +190,11 @@ impl Settle for Shared {
         Ok(())
     }
 
+    fn ends_with_ack_for(&self, _: &Member) -> bool {
+        // It is to be known here, too.
+        false
+    }
+
     fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {
         if matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(ids) {
             return Ok(());

@@ -86,14 +86,22 @@ impl StepStream {
     /// # Ok::<(), step_redis::Error>(())
     /// ```
     ///
-    /// `done` must come from this input. It waits as [`receive`](StepStream::receive) does; the acknowledgements do not
+    /// Deliveries in `done` that come from somewhere else are acknowledged where they belong, first. It waits as [`receive`](StepStream::receive) does; the acknowledgements do not
     /// wait for new entries to come.
     ///
     /// # Errors
     /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending.
     pub fn ack_and_receive_batch(&self, done: Vec<Delivery>, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
-        let ids = by_settler(done).into_iter().flat_map(|(_, ids)| ids).collect::<Vec<_>>();
-        self.read_new(&ids, input, max)
+        let member = input.member();
+        let mut riding = Vec::new();
+        for (settler, ids) in by_settler(done) {
+            if settler.ends_with_ack_for(&member) {
+                riding.extend(ids);
+            } else {
+                settler.ack_batch(&ids)?;
+            }
+        }
+        self.read_new(&riding, input, max)
     }
 
     /// Takes over up to `max` entries that were delivered to any consumer of the group and lay idle for `min_idle`

@@ -12,6 +12,7 @@ use crate::context::{Context, GROUP, STREAM};
 core_suite! {
     a_delivery_left_by_an_early_return_stays_pending,
     a_released_entry_is_claimed_by_another_consumer_at_once,
+    a_batch_is_acknowledged_with_the_next_read,
 }
 
 both_protocols! {
@@ -27,6 +28,8 @@ both_protocols! {
     an_entry_that_another_consumer_took_over_is_not_touched,
     an_end_that_the_server_refuses_leaves_the_entry,
     a_delivery_can_be_ended_in_another_thread,
+    an_acknowledgement_with_the_next_read_does_not_wait_for_it,
+    a_batch_from_several_streams_is_acknowledged_at_once,
 }
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -197,4 +200,42 @@ fn a_delivery_can_be_ended_in_another_thread(context: Context) {
         thread.join().unwrap();
     }
     assert_eq!(context.command(&["XPENDING", STREAM, GROUP]).array()[0].int(), 0);
+}
+
+fn a_batch_is_acknowledged_with_the_next_read(context: Context) {
+    let input = context.input();
+    context.stream.publish_batch(&context.output(), ["a", "b", "c", "d", "e"]).unwrap();
+    let first = context.stream.ack_and_receive_batch(Vec::new(), &input, 3).unwrap();
+    assert_eq!((first.len(), context.pending().len()), (3, 3));
+    let second = context.stream.ack_and_receive_batch(first, &input, 3).unwrap();
+    assert_eq!(second.iter().map(|delivery| delivery.text().unwrap()).collect::<String>(), "de");
+    assert_eq!(context.pending().len(), 2);
+    let input = input.wait_timeout(Duration::ZERO);
+    assert_eq!(context.stream.ack_and_receive_batch(second, &input, 3).unwrap().len(), 0);
+    assert_eq!(context.pending(), []);
+}
+
+fn an_acknowledgement_with_the_next_read_does_not_wait_for_it(context: Context) {
+    let input = context.input().wait_timeout(Duration::from_secs(20));
+    let first = context.delivered(&input, &["a", "b"]);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| context.stream.ack_and_receive_batch(first, &input, 2).unwrap());
+        context.wait_until_blocked(1);
+        assert_eq!(context.pending(), []);
+        context.stream.publish(&context.output(), "c").unwrap();
+        assert_eq!(reader.join().unwrap().len(), 1);
+    });
+}
+
+fn a_batch_from_several_streams_is_acknowledged_at_once(context: Context) {
+    let input = context.input();
+    let other = StreamInput::new("other", GROUP).consumer("one");
+    context.stream.create_input_stream(&other).unwrap();
+    let mut deliveries = context.delivered(&input, &["a", "b"]);
+    context.stream.publish(&step_redis::StreamOutput::new("other"), "c").unwrap();
+    deliveries.insert(1, context.stream.receive(&other).unwrap().unwrap());
+    Delivery::ack_batch(deliveries).unwrap();
+    assert_eq!(context.pending(), []);
+    assert_eq!(context.stream.pending(&other).unwrap().total, 0);
+    Delivery::ack_batch([]).unwrap();
 }
