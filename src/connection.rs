@@ -75,7 +75,7 @@ impl Connection {
     }
 
     /// The id by which the server knows this connection (`CLIENT ID`), if it told.
-    pub(crate) fn client_id(&self) -> Option<u64> {
+    pub fn id(&self) -> Option<u64> {
         self.client_id
     }
 

@@ -245,7 +245,7 @@ impl ReaderControl {
     }
 
     pub(super) fn set_connection(&self, connection: Option<&Connection>) {
-        let id = connection.and_then(Connection::client_id).unwrap_or(0);
+        let id = connection.and_then(Connection::id).unwrap_or(0);
         self.client_id.store(id, Ordering::Release);
     }
 

@@ -41,7 +41,7 @@ impl Drop for Command<'_> {
     }
 }
 
-fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
+pub(super) fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
     out.push(kind);
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.extend_from_slice(b"\r\n");

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::command::header;
 use super::*;
 use crate::fuzzing::{compare_with_oracle, decode, decode_reply, scan_in_pieces};
 

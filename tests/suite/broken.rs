@@ -176,7 +176,7 @@ fn push_messages_are_set_aside(protocol: Protocol) {
     if protocol == Protocol::Resp3 {
         redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").exec(&mut pool.get().unwrap()).unwrap();
     }
-    let tracked = pool.get().unwrap().client_id();
+    let tracked = pool.get().unwrap().id();
     for number in 0..50 {
         context.command(&["SET", "key", &number.to_string()]);
         let value: u64 = redis::cmd("GET").arg("key").query(&mut pool.get().unwrap()).unwrap();
@@ -186,7 +186,7 @@ fn push_messages_are_set_aside(protocol: Protocol) {
             thread::sleep(Duration::from_millis(15));
         }
     }
-    assert_eq!(pool.get().unwrap().client_id(), tracked, "a push message does not cost the connection");
+    assert_eq!(pool.get().unwrap().id(), tracked, "a push message does not cost the connection");
 }
 
 fn an_interrupter_ends_a_blocked_call_at_once(context: Context) {
@@ -217,13 +217,13 @@ fn an_interrupter_ends_a_blocked_call_at_once(context: Context) {
 
 fn an_interrupted_connection_is_not_used_again(context: Context) {
     let connection = context.pool().get().unwrap();
-    let (interrupter, id) = (connection.interrupter(), connection.client_id());
+    let (interrupter, id) = (connection.interrupter(), connection.id());
     drop(connection);
     interrupter.interrupt();
     interrupter.clone().interrupt();
     thread::sleep(Duration::from_millis(20));
     let connection = context.pool().get().unwrap();
-    assert!(id.is_some() && connection.client_id() != id);
+    assert!(id.is_some() && connection.id() != id);
     // An interrupter belongs to one connection: it does not hit the next.
     interrupter.interrupt();
     drop(connection);

@@ -48,7 +48,7 @@ fn a_pipeline_returns_its_replies_in_order(context: Context) {
 
 fn a_refused_command_leaves_the_connection_good(context: Context) {
     let mut connection = context.pool().get().unwrap();
-    let id = connection.deref().client_id();
+    let id = connection.deref().id();
     redis::cmd("SET").arg("key").arg("text").exec(&mut connection).unwrap();
     let error = redis::cmd("INCR").arg("key").exec(&mut connection).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Server(ServerErrorKind::ResponseError), "{error:?}");
@@ -87,7 +87,7 @@ fn a_transaction_returns_its_replies(context: Context) {
 
 fn an_error_inside_a_transaction_leaves_no_reply_behind(context: Context) {
     let mut connection = context.pool().get().unwrap();
-    let id = connection.deref().client_id();
+    let id = connection.deref().id();
     // Refused when it is carried out, and refused when it is queued, which refuses all of it.
     let mut run = redis::pipe();
     run.atomic().set("key", "text").cmd("INCR").arg("key").get("key");
@@ -136,7 +136,7 @@ fn the_connection_tells_what_it_is(context: Context) {
     assert_eq!(connection.get_db(), 3);
     assert!(connection.is_open() && connection.check_connection());
     let client = context.server.client_list().into_iter().find(|client| client["name"] == "teller").unwrap();
-    assert_eq!((client["db"].as_str(), client["id"].parse().ok()), ("3", connection.deref().client_id()));
+    assert_eq!((client["db"].as_str(), client["id"].parse().ok()), ("3", connection.deref().id()));
 }
 
 fn a_large_reply_arrives_whole(context: Context) {

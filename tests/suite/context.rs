@@ -141,7 +141,7 @@ impl Context {
 
     /// The server's number of the connection that the pool lends next.
     pub(crate) fn pooled_id(&self) -> Option<u64> {
-        self.pool().get().unwrap().client_id()
+        self.pool().get().unwrap().id()
     }
 
     /// Consumer `one` of the group, which is created if need be.

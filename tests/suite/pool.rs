@@ -61,7 +61,7 @@ fn a_pool_whose_connections_are_held_says_so_after_its_limit(context: Context) {
         assert!(error.is_retryable() && error.is_timeout() && !error.is_outcome_unknown());
     }
     drop(held);
-    let (median, _) = median_of_three(|| pool.get().unwrap().client_id());
+    let (median, _) = median_of_three(|| pool.get().unwrap().id());
     assert!(median < Duration::from_millis(100), "{median:?}");
     assert_eq!(pool.state().connections, 2);
 }

@@ -82,7 +82,7 @@ fn a_reply_that_drips_ends_at_the_deadline() {
 /// Runs a command that waits, and interrupts it once the server has it.
 fn interrupted(mut connection: PooledConnection, server: &Server, command: &str, paused: bool) {
     let interrupter = connection.interrupter();
-    let id = connection.client_id().expect("this server tells").to_string();
+    let id = connection.id().expect("this server tells").to_string();
     let arguments: Vec<String> = command.split(' ').map(str::to_owned).collect();
     let blocked = thread::spawn(move || {
         let failed = cmd(&arguments[0]).arg(&arguments[1..]).exec(&mut *connection);
