@@ -2,7 +2,7 @@
 //!
 //! The `redis` crate's parser is the oracle for everything that our decoder accepts.
 
-use redis::{PushKind, Value};
+use redis::{PushKind, ServerError, Value};
 
 use crate::entry::{self, Delivered, EntryId};
 use crate::params::PoolParams;
@@ -153,12 +153,8 @@ fn is_same(one: &Value, other: &Value) -> bool {
         (Value::Push { kind: one, data: of_one }, Value::Push { kind: other, data: of_other }) => {
             one == other && all(of_one, of_other)
         }
-        (Value::ServerError(ours), Value::ServerError(theirs)) if ours != theirs => {
-            let detail_starts =
-                |error: &redis::ServerError, start| error.details().is_some_and(|text| text.starts_with(start));
-            [ours.code(), theirs.code()] == ["NOPERM"; 2]
-                && detail_starts(ours, "this user has no permission")
-                && detail_starts(theirs, "User ")
+        (Value::ServerError(ours), Value::ServerError(theirs)) if is_without_user(ours) && ours != theirs => {
+            theirs.code() == "NOPERM" && theirs.details().is_some_and(|text| text.starts_with("User "))
         }
         _ => one == other,
     }
@@ -169,7 +165,10 @@ fn is_lossy(value: &Value) -> bool {
     let replaced = |text: &str| text.contains(char::REPLACEMENT_CHARACTER);
     match value {
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => replaced(text),
-        Value::ServerError(error) => replaced(error.code()) || error.details().is_some_and(replaced),
+        // A user's name that was left out may have been lossy.
+        Value::ServerError(error) => {
+            replaced(error.code()) || error.details().is_some_and(replaced) || is_without_user(error)
+        }
         Value::BigNumber(digits) => std::str::from_utf8(digits).is_err(),
         Value::Array(values) | Value::Set(values) => values.iter().any(is_lossy),
         Value::Map(pairs) => pairs.iter().any(|(key, value)| is_lossy(key) || is_lossy(value)),
@@ -181,6 +180,11 @@ fn is_lossy(value: &Value) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the decoder may have taken a user's name out.
+fn is_without_user(error: &ServerError) -> bool {
+    error.code() == "NOPERM" && error.details().is_some_and(|text| text.starts_with("this user has no permission"))
 }
 
 /// The bytes that a value has allocated.

@@ -96,6 +96,45 @@
 //! A lost connection does not end it. The consumer connects again, with growing, random pauses ([`Backoff`]), for as long as
 //! it takes; it logs one warning for the outage, and counts it.
 //!
+//! # TLS
+//!
+//! TLS in five lines; `ca_certs` is not needed when the system trusts the server's authority:
+//!
+//! ```rust,no_run
+//! use step_redis::{PoolParams, StepPool, TlsParams};
+//!
+//! # fn main() -> step_redis::Result<()> {
+//! let tls = TlsParams::new().ca_certs("/path/to/ca.pem");
+//! let pool = StepPool::connect(PoolParams::new("redis.example.com", 6380).tls(tls))?;
+//! # drop(pool);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same as a URL is `rediss://redis.example.com:6380?ssl_ca_certs=/path/to/ca.pem`. To a server that wants to know the client, show
+//! a certificate too. Its key may be encrypted (PKCS#8, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes it); the password is never
+//! printed or logged, nor is the key:
+//!
+//! ```rust,no_run
+//! use step_redis::{PoolParams, StepPool, TlsParams};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let tls = TlsParams::new()
+//!     .ca_certs("/path/to/ca.pem")
+//!     .client_cert("/path/to/client.pem")
+//!     .client_key("/path/to/client-key.pem")
+//!     .client_key_password(std::env::var("CLIENT_KEY_PASSWORD")?);
+//! let pool = StepPool::connect(PoolParams::new("redis.example.com", 6380).tls(tls))?;
+//! # drop(pool);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A certificate that is made out to another name than the one it is reached under needs `server_name`. What else `rustls` can do, a
+//! ready `Arc<rustls::ClientConfig>` brings along (`client_config`). Files are read once, when the pool is made; what is wrong with one
+//! of them, or with the server's certificate, is one sentence that names the file and the step. `cargo run --example tls` shows it with
+//! certificates on both sides, and needs nothing prepared.
+//!
 //! # Threads
 //!
 //! A pool has two threads that open connections (`step-redis-pool-0`, `-1`); a consumer has `step-redis-reader` and

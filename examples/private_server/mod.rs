@@ -26,8 +26,12 @@ pub(crate) struct PrivateServer {
 impl PrivateServer {
     /// Starts a server, and waits until it answers.
     pub(crate) fn start() -> io::Result<PrivateServer> {
-        let folder = temporary_folder()?;
-        let process = spawn(folder.path())?;
+        PrivateServer::start_in(temporary_folder()?, &[])
+    }
+
+    /// The same with files that lie in its folder already, and with arguments that say what they are for.
+    pub(crate) fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> io::Result<PrivateServer> {
+        let process = spawn(folder.path(), arguments)?;
         // From here on, whatever fails, dropping the value stops the server.
         let mut server = PrivateServer { process, folder };
         server.wait_until_ready()?;
@@ -73,12 +77,13 @@ impl Drop for PrivateServer {
     }
 }
 
-fn spawn(folder: &Path) -> io::Result<Child> {
+fn spawn(folder: &Path, arguments: &[&str]) -> io::Result<Child> {
     for program in PROGRAMS {
         let output = File::create(log_file(folder))?;
         let spawned = Command::new(program)
             .args(["--port", "0", "--unixsocket", "server.sock", "--unixsocketperm", "700"])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"])
+            .args(arguments)
             .current_dir(folder)
             // Ctrl-C in a terminal reaches every process of the group. The server goes last, when we stop it.
             .process_group(0)
@@ -95,7 +100,8 @@ fn spawn(folder: &Path) -> io::Result<Child> {
     Err(io::Error::new(io::ErrorKind::NotFound, missing))
 }
 
-fn temporary_folder() -> io::Result<tempfile::TempDir> {
+/// A new folder that is removed when the value is dropped.
+pub(crate) fn temporary_folder() -> io::Result<tempfile::TempDir> {
     let usual = std::env::temp_dir();
     let parent = if usual.as_os_str().len() > LONGEST_FOLDER { Path::new("/tmp") } else { &usual };
     tempfile::Builder::new().prefix("step-redis-").tempdir_in(parent)

@@ -35,7 +35,8 @@ pub(crate) fn create_group(connection: &mut Connection, input: &StreamInput, sta
 
 /// Sends, in this order, acknowledgements of what is `done`, a refresh of the stream's expiry, and
 /// `XREADGROUP GROUP group consumer COUNT count [BLOCK milliseconds] STREAMS stream >` for entries that no consumer of the
-/// group has seen. The first two do not wait for the third. [`receive_read`] takes the replies.
+/// group has seen. The first two do not wait for the third. [`receive_acked`] and [`receive_read`] take the
+/// replies.
 pub(crate) fn send_read(
     connection: &mut Connection,
     member: &Member,
@@ -66,27 +67,13 @@ pub(crate) fn send_read(
     connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))
 }
 
-/// What came of [`send_read`]: of its acknowledgements, and of the read.
-pub(crate) struct ReadReplies {
-    pub(crate) acked: Result<()>,
-    pub(crate) entries: Result<Vec<Delivered>>,
+/// The reply to the acknowledgements of [`send_read`], if there were any. It comes at once, however long the read waits.
+pub(crate) fn receive_acked(connection: &mut Connection) -> Result<()> {
+    receive_ack(connection).map(drop)
 }
 
-/// The replies to [`send_read`], which was given the same `ttl`, and acknowledgements if `with_acks`.
+/// The other replies to [`send_read`], which was given the same `ttl`.
 pub(crate) fn receive_read(
-    connection: &mut Connection,
-    member: &Member,
-    with_acks: bool,
-    ttl: Option<Duration>,
-) -> ReadReplies {
-    let acked = if with_acks { receive_ack(connection).map(drop) } else { Ok(()) };
-    match acked {
-        Err(error) if connection.is_failed() => ReadReplies { acked: Err(error.clone()), entries: Err(error) },
-        acked => ReadReplies { acked, entries: receive_refresh_and_entries(connection, member, ttl) },
-    }
-}
-
-fn receive_refresh_and_entries(
     connection: &mut Connection,
     member: &Member,
     ttl: Option<Duration>,

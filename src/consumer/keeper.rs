@@ -87,6 +87,9 @@ impl Keeper {
         if self.refusals > 0 {
             until = until.min(self.next_flush);
         }
+        if self.failures > 0 {
+            until = until.min(self.next_attempt);
+        }
         // Without a connection nothing can be done, whatever is due.
         until = until.max(self.next_attempt);
         if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {

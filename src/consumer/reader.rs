@@ -7,7 +7,7 @@ use crossbeam_channel::{Sender, TrySendError, select};
 
 use super::options::OnGroupLoss;
 use super::shared::Shared;
-use crate::commands::{self, ReadReplies};
+use crate::commands;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Settle, bury};
 use crate::endpoint::StartId;
@@ -400,17 +400,21 @@ impl Reader {
 
 /// Takes the replies to a request: to the acknowledgements that went along, and the entries.
 fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> Result<Vec<Delivered>> {
-    let ReadReplies { acked, entries } =
-        commands::receive_read(connection, &shared.member, !acks.is_empty(), shared.input.ttl);
-    match acked {
-        Ok(()) => shared.confirm(&acks),
-        Err(error) => {
-            shared.acks.put_back(acks);
-            shared.counters.note_error(&error);
-            log::debug!("acknowledgements are put back: {error}");
+    if !acks.is_empty() {
+        // Before the entries, which may be long in coming.
+        match commands::receive_acked(connection) {
+            Ok(()) => shared.confirm(&acks),
+            Err(error) => {
+                shared.acks.put_back(acks);
+                if connection.is_failed() {
+                    return Err(error);
+                }
+                shared.counters.note_error(&error);
+                log::debug!("acknowledgements are put back: {error}");
+            }
         }
     }
-    entries
+    commands::receive_read(connection, &shared.member, shared.input.ttl)
 }
 
 /// Redis 7.0 wakes a blocked reader with UNBLOCKED when the stream is deleted or replaced; other versions say NOGROUP or

@@ -49,8 +49,12 @@ impl StepStream {
         loop {
             let block = next_block(wait.left(), input.ttl);
             commands::send_read(&mut connection, &member, done, max, block, input.ttl)?;
-            let replies = commands::receive_read(&mut connection, &member, !done.is_empty(), input.ttl);
-            let delivered = replies.acked.and(replies.entries)?;
+            let acked = if done.is_empty() { Ok(()) } else { commands::receive_acked(&mut connection) };
+            if connection.is_failed() {
+                return acked.map(|()| Vec::new());
+            }
+            let delivered = commands::receive_read(&mut connection, &member, input.ttl);
+            let delivered = acked.and(delivered)?;
             done = &[];
             if delivered.is_empty() && !wait.left().is_zero() {
                 continue;

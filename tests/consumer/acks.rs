@@ -45,6 +45,25 @@ fn a_full_queue_is_sent_without_waiting_for_its_delay() {
 }
 
 #[test]
+fn acknowledgements_that_go_along_with_a_blocking_read_are_confirmed_before_it_ends() {
+    let bench = Bench::start();
+    let mode = AckMode::Queued { max: 100, delay: LONG * 10 };
+    let consumer = quiet(&bench).ack_mode(mode).spawn().unwrap();
+    bench.publish(1);
+    let first = next(&consumer);
+    bench.wait_until_blocked();
+    first.ack().unwrap();
+    // Ends the read, and the next one takes the acknowledgement along.
+    bench.publish(1);
+    let second = next(&consumer);
+    let waited = Instant::now();
+    bench.server.wait_until(|_| consumer.stats().acked == 1);
+    assert!(waited.elapsed() < LONG / 2, "{:?}", waited.elapsed());
+    assert_eq!(consumer.stats().in_flight, 1);
+    second.ack().unwrap();
+}
+
+#[test]
 fn close_flushes_what_is_queued() {
     const ENTRIES: usize = 3_000;
     let bench = Bench::start();
