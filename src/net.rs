@@ -138,10 +138,10 @@ pub(crate) enum IdleState {
     HasData,
 }
 
-/// The kernel's time limit for one system call, when the one it has would overshoot the deadline by more than a sixteenth,
-/// or would wake us up in vain again and again.
+/// The kernel's time limit for one system call, when the one it has would overshoot the deadline noticeably, or would wake
+/// us up in vain again and again.
 fn new_timeout(current: Duration, remaining: Duration) -> Option<Duration> {
-    let tolerated = remaining + remaining / 16;
+    let tolerated = remaining + (remaining / 16).min(Duration::from_millis(20));
     // A zero would mean no limit at all.
     (current > tolerated || current < remaining / 2).then(|| remaining.max(Duration::from_millis(1)))
 }

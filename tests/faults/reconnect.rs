@@ -1,6 +1,6 @@
 //! A consumer that loses its connection: how it comes back, what it tells, and what it does with the entries it had.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use step_redis::Backoff;
@@ -125,6 +125,31 @@ fn acknowledgements_survive_an_outage() {
     assert_eq!(consumer.stats().in_flight, 0);
     assert_quiet(&consumer);
     assert_eq!(consumer.close().unwrap().received, 20);
+}
+
+#[test]
+fn acknowledgements_are_sent_soon_after_only_their_connection_was_lost() {
+    let scene = Scene::new();
+    // The reader takes no acknowledgements along, as it blocks; the keeper's own duties come once a second.
+    let input = scene.input().wait_timeout(Duration::from_secs(20));
+    let consumer = scene.stream().consumer(input).claim(false).spawn().unwrap();
+    let times = (0..5).map(|number| {
+        scene.add(&format!("entry-{number}"));
+        let delivery = next(&consumer);
+        scene.wait_until_blocked();
+        for client in scene.server.client_list() {
+            if client["cmd"] != "xreadgroup" {
+                let _ = scene.server.try_command(&["CLIENT", "KILL", "ID", &client["id"]]);
+            }
+        }
+        let acked = Instant::now();
+        delivery.ack().unwrap();
+        scene.server.wait_until(|_| scene.pending() == 0);
+        acked.elapsed()
+    });
+    let times: Vec<Duration> = times.collect();
+    assert!(median(times.clone()) < Duration::from_millis(300), "{times:?}");
+    assert_eq!(consumer.stats().reconnects, 0);
 }
 
 #[test]
