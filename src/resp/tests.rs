@@ -307,6 +307,8 @@ fn text_that_is_not_utf8_is_kept_readable() {
         assert_eq!(decode(reply).unwrap(), expected);
     }
     assert_eq!(redis_error(b"ERR a\xFFb").detail(), Some("a\u{FFFD}b"));
+    // The name that is taken out of the error takes what is wrong with it along.
+    decode_reply(b"-NOPERM User al\xFFce has no permissions to run the 'eval' command\r\n");
 }
 
 #[test]

@@ -85,6 +85,22 @@ fn a_delivery_that_was_lost_to_another_consumer_is_not_given_back_by_its_first_h
 }
 
 #[test]
+fn a_lease_that_ran_out_unnoticed_does_not_bring_the_entry_twice() {
+    let bench = Bench::start();
+    let consumer = bench.claiming("one", 4 * IDLE).spawn().unwrap();
+    bench.publish(1);
+    let held = next(&consumer);
+    let id = held.id().to_string();
+    // As if the whole process had stood still: the consumer's own search finds it.
+    bench.server.command(&["XCLAIM", &bench.key, "group", "one", "0", &id, "IDLE", "100000", "JUSTID"]);
+    bench.server.wait_until(|_| matches!(bench.pending_of("one")[..], [(_, _, 2)]));
+    assert_nothing_comes(&consumer, IDLE / 10);
+    held.ack().unwrap();
+    assert_eq!(consumer.close().unwrap().received, 1);
+    assert_eq!(bench.pending(), 0);
+}
+
+#[test]
 fn entries_of_a_consumer_that_is_gone_are_taken_over_after_claim_idle() {
     let bench = Bench::start();
     let idle = Duration::from_millis(300);

@@ -194,8 +194,9 @@ fn close_keeps_its_bound_while_the_reader_tries_to_reconnect() {
 fn a_second_stop_does_nothing_and_what_was_read_is_still_handed_out() {
     let bench = Bench::start();
     bench.publish(10);
-    let consumer = bench.consumer("one").prefetch(10).batch(10).spawn().unwrap();
-    bench.server.wait_until(|_| consumer.stats().queued == 10);
+    // Some are in the channel, and the reader holds the others.
+    let consumer = bench.consumer("one").prefetch(4).batch(10).spawn().unwrap();
+    bench.server.wait_until(|_| consumer.stats().queued == 4 && bench.pending() == 10);
     let handle = consumer.stop_handle();
     handle.stop();
     handle.clone().stop();
