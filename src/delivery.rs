@@ -20,7 +20,8 @@ use crate::pool::StepPool;
 /// [`release`](Delivery::release) and [`retry_after`](Delivery::retry_after) to have it done again,
 /// [`dead_letter`](Delivery::dead_letter) to give up on it, [`leave`](Delivery::leave) to do nothing. Each issues one
 /// command through the pool: it waits at most `connection_available_timeout` for a connection and then `socket_timeout` for
-/// the answer. When it fails, the entry stays pending; it is never lost.
+/// the answer; `release` and `retry_after` of a consumer's delivery wait for a renewal of leases that is under way, at most
+/// `socket_timeout` more. When it fails, the entry stays pending; it is never lost.
 ///
 /// A delivery owns its data and can be sent to another thread.
 ///

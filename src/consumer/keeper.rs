@@ -37,6 +37,8 @@ pub(super) struct Keeper {
     next_refresh: Option<Instant>,
     next_loss_check: Instant,
     losses: LossWatch,
+    /// It was told that the server forbids something that a consumer needs.
+    told_forbidden: bool,
 }
 
 /// What close leaves to the keeper.
@@ -60,6 +62,7 @@ impl Keeper {
             refusals: 0,
             next_loss_check: now,
             losses: LossWatch::default(),
+            told_forbidden: false,
         }
     }
 
@@ -145,11 +148,16 @@ impl Keeper {
     }
 
     /// `false`: the server has refused, on a connection that works.
-    fn was_done(&self, outcome: Result<()>) -> Result<bool> {
+    fn was_done(&mut self, outcome: Result<()>) -> Result<bool> {
         match outcome {
             Err(error) if self.connection.is_some() => {
                 self.shared.counters.note_error(&error);
-                log::debug!("keeper of consumer {}: {}", self.shared.member.consumer, with_causes(&error));
+                let level = match error.code() {
+                    // This does not pass by itself, and an operator must know.
+                    Some("NOPERM") if !std::mem::replace(&mut self.told_forbidden, true) => log::Level::Warn,
+                    _ => log::Level::Debug,
+                };
+                log::log!(level, "keeper of consumer {}: {}", self.shared.member.consumer, with_causes(&error));
                 Ok(false)
             }
             outcome => outcome.map(|()| true),
