@@ -1,5 +1,7 @@
 //! The reader: one thread with its own connection, which turns the server's replies into deliveries in the channel.
 
+mod known;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use super::options::OnGroupLoss;
 use super::shared::Shared;
 use crate::commands;
 use crate::connection::Connection;
-use crate::delivery::{Delivery, Settle, bury};
+use crate::delivery::{Delivery, Settle};
 use crate::endpoint::StartId;
 use crate::entry::{Delivered, Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
@@ -17,8 +19,6 @@ use crate::net::Deadline;
 use crate::signal::lock;
 use crate::stream::next_block;
 
-/// How often to look for entries of dead consumers at least, and at most.
-const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
 /// The server's clock for blocked clients ticks ten times a second; a shorter wait would only cost requests.
 const SHORTEST_BLOCK: Duration = Duration::from_millis(100);
 
@@ -35,6 +35,8 @@ pub(super) struct Reader {
     next_claim: Instant,
     /// Where the search for claimable entries goes on.
     claim_from: EntryId,
+    /// The last step was a claim: a long pending list is searched in turn with reading what is new.
+    just_claimed: bool,
     /// What could not be handed over any more.
     in_hand: Vec<EntryId>,
     /// So many attempts have failed in a row: the server is out of reach, or the group keeps vanishing.
@@ -57,6 +59,7 @@ impl Reader {
             ahead: None,
             next_claim: Instant::now(),
             claim_from: EntryId::MIN,
+            just_claimed: false,
             in_hand: Vec::new(),
             failures: 0,
             outage: false,
@@ -131,9 +134,11 @@ impl Reader {
             }
             let step = if !own_pending_done {
                 self.read_own_pending(&mut connection).inspect(|_| own_pending_done = true)
-            } else if self.ahead.is_none() && self.claim_is_due() {
+            } else if self.ahead.is_none() && self.claim_is_due() && !self.just_claimed {
+                self.just_claimed = true;
                 self.claim(&mut connection).inspect(|_| self.server_is_back())
             } else {
+                self.just_claimed = false;
                 self.read_new(&mut connection).inspect(|_| self.server_is_back())
             };
             match step {
@@ -153,135 +158,6 @@ impl Reader {
             log::info!("consumer {} reads again after {} attempts", self.shared.member.consumer, self.failures);
         }
         self.failures = 0;
-    }
-
-    /// Entries that were delivered to this consumer and never settled: what it had before a restart, or what the server
-    /// sent into a connection that broke.
-    fn read_own_pending(&mut self, connection: &mut Connection) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let mut after = EntryId::MIN;
-        loop {
-            let page = shared
-                .reader
-                .waiting(|| commands::own_pending(connection, &shared.member, after, shared.settings.batch))?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = last.id;
-            let mut wanted = page;
-            wanted.retain(|pending| !shared.in_flight.knows(pending.id));
-            let Some(idle) = wanted.iter().map(|pending| pending.idle).min() else { continue };
-            let ids: Vec<EntryId> = wanted.iter().map(|pending| pending.id).collect();
-            let entries = shared.reader.waiting(|| commands::claim(connection, &shared.member, idle, &ids))?;
-            if entries.len() < ids.len() {
-                let unclaimed: Vec<EntryId> =
-                    ids.iter().copied().filter(|id| !entries.iter().any(|entry| entry.id() == *id)).collect();
-                self.drop_trimmed(connection, &unclaimed)?;
-            }
-            let counted = entries.into_iter().map(|entry| {
-                let known = wanted.iter().find(|pending| pending.id == entry.id());
-                let deliveries = known.map_or(1, |pending| pending.deliveries + 1);
-                (entry, deliveries)
-            });
-            self.hand_over_known(connection, counted.collect())?;
-            if shared.stopping.is_set() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Of entries that could not be claimed, those whose content is gone can only be taken off the pending list. The others
-    /// belong to somebody else by now.
-    fn drop_trimmed(&mut self, connection: &mut Connection, unclaimed: &[EntryId]) -> Result<()> {
-        let member = &self.shared.member;
-        let gone =
-            self.shared.reader.waiting(|| commands::missing_from_stream(connection, &member.stream_id, unclaimed))?;
-        self.acknowledge_gone(connection, &gone)
-    }
-
-    fn acknowledge_gone(&mut self, connection: &mut Connection, gone: &[EntryId]) -> Result<()> {
-        self.shared.counters.trimmed.add(gone.len() as u64);
-        self.shared.in_flight.remove(gone);
-        self.shared.reader.waiting(|| crate::stream::acknowledge_gone(connection, &self.shared.member, gone))
-    }
-
-    fn claim_is_due(&self) -> bool {
-        self.shared.settings.claim && Instant::now() >= self.next_claim
-    }
-
-    fn claim_interval(&self) -> Duration {
-        (self.shared.input.claim_idle / 4).clamp(*CLAIM_INTERVAL.start(), *CLAIM_INTERVAL.end())
-    }
-
-    /// Takes over what has lain idle for too long: at consumers that died, or given back by `release` and `retry_after`.
-    fn claim(&mut self, connection: &mut Connection) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let (idle, batch) = (shared.input.claim_idle, shared.settings.batch);
-        let claimed =
-            shared.reader.waiting(|| commands::autoclaim(connection, &shared.member, idle, self.claim_from, batch))?;
-        self.claim_from = claimed.next;
-        if claimed.next == EntryId::MIN {
-            // The whole list was searched.
-            self.next_claim = Instant::now() + self.claim_interval();
-        }
-        self.acknowledge_gone(connection, &claimed.gone)?;
-        if claimed.entries.is_empty() {
-            return Ok(());
-        }
-        let counts =
-            shared.reader.waiting(|| commands::delivery_counts(connection, &shared.member, claimed.entries.iter()))?;
-        // An entry without a count is no longer ours.
-        let counted: Vec<_> =
-            claimed.entries.into_iter().zip(counts).filter_map(|(entry, count)| Some((entry, count?))).collect();
-        shared.counters.claimed.add(counted.len() as u64);
-        self.hand_over_known(connection, counted)
-    }
-
-    /// Hands over entries that were delivered before, except those that had their chances.
-    fn hand_over_known(&mut self, connection: &mut Connection, mut entries: Vec<(Entry, u64)>) -> Result<()> {
-        self.last_seen = self.last_seen.max(entries.iter().map(|(entry, _)| entry.id()).max());
-        self.shared.in_flight.admit(&mut entries);
-        let mut buried = Ok(());
-        if let (Some(max), Some(_)) = (self.shared.settings.max_deliveries, self.shared.dead_letters()) {
-            let (poisoned, good): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, count)| *count > max);
-            entries = good;
-            buried = self.bury(connection, poisoned);
-        }
-        // They are held from now on, so nothing would bring them again if they were not handed over.
-        self.hand_over(entries);
-        buried
-    }
-
-    /// Moves entries to the dead letter stream. Those that cannot go there are no longer held, and so come again.
-    fn bury(&mut self, connection: &mut Connection, poisoned: Vec<(Entry, u64)>) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let Some(output) = shared.dead_letters() else { return Ok(()) };
-        let mut buried = Ok(());
-        for (entry, count) in poisoned {
-            let id = entry.id();
-            if shared.stopping.is_set() {
-                shared.in_flight.park(id);
-                self.in_hand.push(id);
-                continue;
-            }
-            // The delivery that is counted last is the one that was not made.
-            let deliveries = count.saturating_sub(1);
-            let reason = format!("delivered {deliveries} times");
-            if buried.is_ok() {
-                buried =
-                    shared.reader.waiting(|| bury(connection, &shared.member, &entry, deliveries, output, &reason));
-            }
-            if buried.is_ok() {
-                shared.in_flight.remove(&[id]);
-                shared.counters.dead_lettered.add(1);
-                log::warn!("entry {id} of stream {} is a dead letter: {reason}", shared.member.stream_id);
-            } else if connection.is_broken() {
-                // The next connection finds them among the pending ones.
-                shared.in_flight.remove(&[id]);
-            } else {
-                // The server has no room for dead letters now: later, and not with every reconnect.
-                shared.in_flight.park(id);
-            }
-        }
-        buried
     }
 
     /// Waits for new entries. Acknowledgements that are queued go along; and when a batch comes back full and there is room
@@ -333,9 +209,10 @@ impl Reader {
         }
     }
 
-    /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known.
+    /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known, or
+    /// because there is more to claim.
     fn block(&self) -> Option<Duration> {
-        if self.outage {
+        if self.outage || self.claim_is_due() {
             return None;
         }
         let input = &self.shared.input;
