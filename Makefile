@@ -44,8 +44,14 @@ lint: ## formatting, clippy, documentation, and no async crate in the tree
 	echo "no async crate among $$(cut -d ' ' -f 1,2 <<<"$$tree" | sort -u | wc -l) crates"
 
 .PHONY: bench
-bench: setup ## run the benchmarks (under 5 minutes)
-	cargo bench
+bench: setup ## run the benchmarks (under 5 minutes); table and chart in target/bench (`make bench-record` keeps them)
+	cargo bench $(foreach bench,publish receive latency connect footprint,--bench $(bench))
+	cargo bench --bench report
+
+.PHONY: bench-record
+bench-record: bench
+	cargo bench --bench instructions
+	cargo bench --bench report -- --record
 
 .PHONY: chaos
 chaos: setup ## torture server and network for CHAOS_MINUTES=5 and count every entry

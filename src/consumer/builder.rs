@@ -9,16 +9,15 @@ use crossbeam_channel::bounded;
 
 use super::keeper::Keeper;
 use super::options::{AckMode, Backoff, OnGroupLoss};
-use super::reader::Reader;
+use super::reader::{Reader, last_id};
 use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
-use crate::connection::Connection;
 use crate::delivery::OnDrop;
 use crate::endpoint::{StartId, StreamInput, StreamOutput, process_name};
 use crate::error::{Error, Result};
 use crate::pool::StepPool;
-use crate::stream::{StepStream, stream_info};
+use crate::stream::StepStream;
 
 /// Sets up a [`Consumer`]; made by [`StepStream::consumer`](crate::StepStream::consumer).
 ///
@@ -157,32 +156,20 @@ impl ConsumerBuilder {
         let shared = Arc::new(Shared::new(pool, input, member, settings));
 
         let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
-        let restart = restart_point(&mut reading, &shared.input)?;
+        // What is there now is not new later: if the group is lost before anything came, it must miss nothing.
+        let seen = match shared.input.start {
+            StartId::New => last_id(&mut reading, &shared.input.stream_id)?,
+            _ => None,
+        };
         commands::create_group(&mut reading, &shared.input, shared.input.start)?;
         let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
 
         let keeper = Keeper::new(Arc::clone(&shared), keeping);
         let keeper = start("step-redis-keeper", move || keeper.run(&will))?;
-        let reader = Reader::new(Arc::clone(&shared), channel, restart);
+        let reader = Reader::new(Arc::clone(&shared), channel, seen);
         // If this thread cannot be had, the closing channel is dropped, which ends the other.
         let reader = start("step-redis-reader", move || reader.run(reading))?;
         Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper, closing }) })
-    }
-}
-
-/// Where a group starts that is lost before anything came. `StartId::New` is what is new now: made anew with it, the group
-/// would miss what was published in between.
-fn restart_point(connection: &mut Connection, input: &StreamInput) -> Result<StartId> {
-    if input.start != StartId::New {
-        return Ok(input.start);
-    }
-    match stream_info(connection, &input.stream_id) {
-        Ok(info) => Ok(StartId::After(info.last_id)),
-        // There is no such stream: all that will come is new.
-        Err(error) if error.code() == Some("ERR") => Ok(StartId::Beginning),
-        // The server may not tell this user.
-        Err(Error::Server { .. }) => Ok(StartId::New),
-        Err(error) => Err(error),
     }
 }
 

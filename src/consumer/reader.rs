@@ -17,7 +17,7 @@ use crate::entry::{Delivered, Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 use crate::signal::lock;
-use crate::stream::next_block;
+use crate::stream::{next_block, stream_info};
 
 /// The server's clock for blocked clients ticks ten times a second; a shorter wait would only cost requests.
 const SHORTEST_BLOCK: Duration = Duration::from_millis(100);
@@ -28,8 +28,6 @@ pub(super) struct Reader {
     channel: Sender<Result<Delivery>>,
     /// The greatest id it has seen; a lost group is created anew behind it.
     last_seen: Option<EntryId>,
-    /// Where a lost group is created anew as long as nothing was seen.
-    restart: StartId,
     /// A request for entries is under way while others are handed over: the acknowledgements that went along with it.
     ahead: Option<Vec<EntryId>>,
     next_claim: Instant,
@@ -49,13 +47,12 @@ pub(super) struct Reader {
 struct Stopped;
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>, restart: StartId) -> Reader {
+    pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>, last_seen: Option<EntryId>) -> Reader {
         Reader {
             settler: Arc::clone(&shared) as Arc<dyn Settle>,
             shared,
             channel,
-            last_seen: None,
-            restart,
+            last_seen,
             ahead: None,
             next_claim: Instant::now(),
             claim_from: EntryId::MIN,
@@ -258,13 +255,13 @@ impl Reader {
         if shared.settings.on_group_loss == OnGroupLoss::Fail {
             return Err(error);
         }
-        let start = self.last_seen.map_or(self.restart, StartId::After);
         // A group that vanishes again and again must not make a hot loop.
         if self.failures > 0 {
             self.wait_before_next_attempt();
         } else {
             self.failures = 1;
         }
+        let start = self.start_of_new_group(connection)?;
         let created = shared.reader.waiting(|| commands::create_group(connection, &shared.input, start))?;
         let member = &shared.member;
         if created {
@@ -272,6 +269,20 @@ impl Reader {
             log::warn!("group {} of stream {} was gone and is created anew", member.group, member.stream_id);
         }
         Ok(())
+    }
+
+    /// Behind what was seen, if the stream still is the one in which it was seen: the ids of a stream only grow, and
+    /// another stream holds nothing that was seen.
+    fn start_of_new_group(&mut self, connection: &mut Connection) -> Result<StartId> {
+        let shared = Arc::clone(&self.shared);
+        if let Some(seen) = self.last_seen {
+            let last_id = shared.reader.waiting(|| last_id(connection, &shared.member.stream_id))?;
+            if last_id.is_some_and(|last_id| last_id < seen) {
+                self.last_seen = None;
+                return Ok(StartId::Beginning);
+            }
+        }
+        Ok(self.last_seen.map_or(shared.input.start, StartId::After))
     }
 }
 
@@ -298,6 +309,16 @@ fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> 
 /// WRONGTYPE at once. The next read tells which it was. (A demoted master says UNBLOCKED too, and breaks the connection.)
 fn is_woken(error: &Error) -> bool {
     error.code() == Some("UNBLOCKED")
+}
+
+/// The greatest id that a stream ever had, zero if there is none. `None`: the server does not tell this user.
+pub(super) fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
+    match stream_info(connection, stream_id) {
+        Ok(info) => Ok(Some(info.last_id)),
+        Err(error) if error.code() == Some("ERR") => Ok(Some(EntryId::MIN)),
+        Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The bound on telling the server to unblock the reader.

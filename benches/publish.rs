@@ -1,0 +1,297 @@
+//! How fast entries are published: `cargo bench --bench publish -- --help`.
+
+mod support;
+
+use std::time::Duration;
+
+use support::common::{Direction, Proxy, Server};
+use support::raw::{Raw, add_request};
+use support::rounds::{Scenario, compare, contender, in_threads, timed};
+use support::session::{Cores, Session};
+use support::ways;
+
+const ABOUT: &str = "\
+Publishes entries one at a time, in batches, and from many threads: on a raw socket, with the redis crate, and with
+step-redis.
+
+  raw            a TcpStream with prebuilt requests; each reply is awaited and scanned in place
+  raw combined   all threads' messages in one request on one connection
+  raw pipelined  the same with two requests under way: the ceiling of one connection
+  redis          the redis crate's own connection, pipe() for batches; one connection for each thread";
+
+const STREAM: &str = "bench";
+/// Threads that share the small pool, and its connections.
+const MANY: usize = 64;
+const SMALL_POOL: u32 = 10;
+
+fn main() {
+    let session = Session::start("publish", ABOUT, &[Cores::One, Cores::Two]);
+    let server = Server::start();
+    for payload in session.payloads(&[100, 1024]) {
+        one_at_a_time(&session, server.port(), payload);
+        for batch in [16, 128, 1024] {
+            batches(&session, server.port(), payload, batch);
+        }
+        eight_threads(&session, server.port(), payload);
+        many_threads(&session, server.port(), payload);
+        if payload < 1000 {
+            far_away(&session, server.port(), payload);
+        }
+    }
+}
+
+fn one_at_a_time(session: &Session, port: u16, payload: usize) {
+    let name = "one at a time";
+    if !session.wants(name) {
+        return;
+    }
+    let count = session.scaled(4_000);
+    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(15), references: &["raw"] };
+    let bytes = ways::payload(payload);
+    let request = add_request(STREAM, &bytes);
+    let (mut raw, mut redis, step) = (Raw::connect(port), ways::redis(port), ways::step(port, 1));
+    let (output, publisher) = (ways::output(STREAM), step.publisher(ways::output(STREAM)));
+    compare(
+        session,
+        &scenario,
+        vec![
+            contender("raw", || {
+                fresh(port);
+                timed(|| ways::raw_publish(&mut raw, &request, count))
+            }),
+            contender("redis", || {
+                fresh(port);
+                timed(|| ways::redis_publish(&mut redis, STREAM, &bytes, count))
+            }),
+            contender("step-redis", || {
+                fresh(port);
+                timed(|| ways::step_publish(&step, &output, &bytes, count))
+            }),
+            contender("step-redis publisher()", || {
+                fresh(port);
+                timed(|| {
+                    for _ in 0..count {
+                        publisher.publish(&*bytes).expect("the server answers");
+                    }
+                })
+            }),
+        ],
+    );
+}
+
+fn batches(session: &Session, port: u16, payload: usize, batch: usize) {
+    let name = format!("batches of {batch}");
+    if !session.wants(&name) {
+        return;
+    }
+    // The small ones take longest, one by one.
+    let batches = session.scaled(if batch < 100 { 16_384 } else { 32_768 }) / batch;
+    let scenario = Scenario {
+        name: &name,
+        payload,
+        count: batches * batch,
+        unit: "entries",
+        rounds: session.rounds(11),
+        references: &["raw", "raw pipelined"],
+    };
+    let bytes = ways::payload(payload);
+    let requests = add_request(STREAM, &bytes).repeat(batch);
+    let (raw, mut redis, step) = (&mut Raw::connect(port), ways::redis(port), ways::step(port, 1));
+    let raw = std::cell::RefCell::new(raw);
+    let output = ways::output(STREAM);
+    compare(
+        session,
+        &scenario,
+        vec![
+            contender("raw", || {
+                fresh(port);
+                timed(|| ways::raw_publish_batches(&mut raw.borrow_mut(), &requests, batch, batches))
+            }),
+            contender("raw pipelined", || {
+                fresh(port);
+                timed(|| ways::raw_publish_pipelined(&mut raw.borrow_mut(), &requests, batch, batches))
+            }),
+            contender("redis", || {
+                fresh(port);
+                timed(|| ways::redis_publish_batches(&mut redis, STREAM, &bytes, batch, batches))
+            }),
+            contender("step-redis, a call for each batch", || {
+                fresh(port);
+                timed(|| ways::step_publish_batches(&step, &output, &bytes, batch, batches))
+            }),
+            contender("step-redis, one call", || {
+                fresh(port);
+                timed(|| ways::step_publish_batches(&step, &output, &bytes, batches * batch, 1))
+            }),
+        ],
+    );
+}
+
+fn eight_threads(session: &Session, port: u16, payload: usize) {
+    const THREADS: usize = 8;
+    let name = "8 threads";
+    if !session.wants(name) {
+        return;
+    }
+    let each = session.scaled(2_000);
+    let count = THREADS * each;
+    let scenario = Scenario {
+        name,
+        payload,
+        count,
+        unit: "entries",
+        rounds: session.rounds(11),
+        references: &["raw", "raw pipelined", "step-redis, pool of 8"],
+    };
+    let bytes = ways::payload(payload);
+    let request = add_request(STREAM, &bytes);
+    let step = ways::step(port, THREADS as u32);
+    let (output, publisher) = (ways::output(STREAM), step.publisher(ways::output(STREAM)));
+    compare(
+        session,
+        &scenario,
+        vec![
+            contender("raw", || {
+                fresh(port);
+                let connections = locked(THREADS, || Raw::connect(port));
+                in_threads(THREADS, |thread| ways::raw_publish(&mut lock(&connections[thread]), &request, each))
+            }),
+            contender("raw combined", || combined(port, &request, THREADS, count)),
+            contender("raw pipelined", || pipelined(port, &request, THREADS, count)),
+            contender("redis", || {
+                fresh(port);
+                let connections = locked(THREADS, || ways::redis(port));
+                in_threads(THREADS, |thread| {
+                    ways::redis_publish(&mut lock(&connections[thread]), STREAM, &bytes, each);
+                })
+            }),
+            contender("step-redis, pool of 8", || {
+                fresh(port);
+                in_threads(THREADS, |_| ways::step_publish(&step, &output, &bytes, each))
+            }),
+            contender("step-redis publisher()", || {
+                fresh(port);
+                in_threads(THREADS, |_| publish_through(&publisher, &bytes, each))
+            }),
+        ],
+    );
+}
+
+fn many_threads(session: &Session, port: u16, payload: usize) {
+    let name = "64 threads";
+    if !session.wants(name) {
+        return;
+    }
+    let each = session.scaled(400);
+    let count = MANY * each;
+    let scenario = Scenario {
+        name,
+        payload,
+        count,
+        unit: "entries",
+        rounds: session.rounds(9),
+        references: &["step-redis, pool of 10", "raw combined"],
+    };
+    let bytes = ways::payload(payload);
+    let request = add_request(STREAM, &bytes);
+    let step = ways::step(port, SMALL_POOL);
+    let (output, publisher) = (ways::output(STREAM), step.publisher(ways::output(STREAM)));
+    compare(
+        session,
+        &scenario,
+        vec![
+            contender("raw combined", || combined(port, &request, MANY, count)),
+            contender("raw pipelined", || pipelined(port, &request, MANY, count)),
+            contender("redis", || {
+                fresh(port);
+                let connections = locked(MANY, || ways::redis(port));
+                in_threads(MANY, |thread| ways::redis_publish(&mut lock(&connections[thread]), STREAM, &bytes, each))
+            }),
+            contender("step-redis, pool of 10", || {
+                fresh(port);
+                in_threads(MANY, |_| ways::step_publish(&step, &output, &bytes, each))
+            }),
+            contender("step-redis publisher()", || {
+                fresh(port);
+                in_threads(MANY, |_| publish_through(&publisher, &bytes, each))
+            }),
+        ],
+    );
+}
+
+/// Each reply comes one millisecond late.
+fn far_away(session: &Session, port: u16, payload: usize) {
+    let name = "64 threads, 1 ms away";
+    if !session.wants(name) {
+        return;
+    }
+    let each = session.scaled(40);
+    let count = MANY * each;
+    let references = &["step-redis, one thread", "step-redis, pool of 10"];
+    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(5), references };
+    let proxy = Proxy::start(port);
+    proxy.delay(Direction::ToClient, Duration::from_millis(1));
+    let far = proxy.port();
+    let bytes = ways::payload(payload);
+    let request = add_request(STREAM, &bytes);
+    let step = ways::step(far, SMALL_POOL);
+    let (output, publisher) = (ways::output(STREAM), step.publisher(ways::output(STREAM)));
+    // One thread alone would take 64 times as long.
+    let (part, parts) = (count / MANY, MANY as u32);
+    compare(
+        session,
+        &scenario,
+        vec![
+            contender("raw combined", || combined(far, &request, MANY, count)),
+            contender("step-redis, one thread", || {
+                fresh(port);
+                timed(|| ways::step_publish(&step, &output, &bytes, part)) * parts
+            }),
+            contender("step-redis, pool of 10", || {
+                fresh(port);
+                in_threads(MANY, |_| ways::step_publish(&step, &output, &bytes, each))
+            }),
+            contender("step-redis publisher()", || {
+                fresh(port);
+                in_threads(MANY, |_| publish_through(&publisher, &bytes, each))
+            }),
+        ],
+    );
+}
+
+/// What `threads` publishers have to say, in one request on one connection.
+fn combined(port: u16, request: &[u8], threads: usize, count: usize) -> Duration {
+    fresh(port);
+    let (mut raw, requests) = (Raw::connect(port), request.repeat(threads));
+    timed(|| ways::raw_publish_batches(&mut raw, &requests, threads, count / threads))
+}
+
+/// The same in two halves, both under way.
+fn pipelined(port: u16, request: &[u8], threads: usize, count: usize) -> Duration {
+    fresh(port);
+    let half = threads / 2;
+    let (mut raw, requests) = (Raw::connect(port), request.repeat(half));
+    timed(|| ways::raw_publish_pipelined(&mut raw, &requests, half, count / half))
+}
+
+fn publish_through(publisher: &step_redis::Publisher, payload: &[u8], count: usize) {
+    for _ in 0..count {
+        publisher.publish(payload).expect("the server answers");
+    }
+}
+
+/// Every contender begins with an empty stream.
+fn fresh(port: u16) {
+    ways::clear(&mut Raw::connect(port), STREAM);
+}
+
+type Locked<T> = std::sync::Mutex<T>;
+
+/// A connection for each thread. Its lock is never contended.
+fn locked<T>(count: usize, connect: impl Fn() -> T) -> Vec<Locked<T>> {
+    (0..count).map(|_| Locked::new(connect())).collect()
+}
+
+fn lock<T>(connection: &Locked<T>) -> std::sync::MutexGuard<'_, T> {
+    connection.lock().expect("no thread has panicked")
+}
