@@ -22,7 +22,7 @@ pub(crate) use pending::{
     autoclaim, claim, delete_consumer_without_pending, delivery_counts, missing_from_stream, own_pending, set_idle,
 };
 pub(crate) use position::{StreamPosition, position};
-pub(crate) use reading::{ack, create_group, receive_acked, receive_read, send_read};
+pub(crate) use reading::{ack, create_group, receive_acked, receive_read, send_read, unblock};
 
 fn push_id(mut command: Command<'_>, id: EntryId) -> Command<'_> {
     command.push(id.format(&mut [0; EntryId::LONGEST]));

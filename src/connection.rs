@@ -96,6 +96,11 @@ impl Connection {
         self.owed == 0 && self.replies.first().is_some_and(|first| first != b'>')
     }
 
+    /// Ordinary commands wait no longer than this from now on.
+    pub(crate) fn limit_socket_timeout(&mut self, limit: Duration) {
+        self.socket_timeout = self.socket_timeout.min(limit);
+    }
+
     /// The bound on an ordinary command, from now on.
     pub(crate) fn command_deadline(&self) -> Deadline {
         Deadline::after(self.socket_timeout)

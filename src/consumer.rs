@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::delivery::Delivery;
 use crate::entry::EntryId;
 use crate::error::{Error, Result, with_causes};
-use keeper::LastWill;
+use keeper::ClosingOrders;
 use shared::Shared;
 
 pub use builder::ConsumerBuilder;
@@ -66,7 +66,7 @@ pub use options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
 /// refused, a key that holds something else than a stream, a group that is lost under [`OnGroupLoss::Fail`]. A lost
 /// connection is none: the reader connects again, for as long as it takes.
 ///
-/// Dropping a consumer closes it, and logs what [`close`](Consumer::close) would return as an error.
+/// Dropping a consumer closes it, with the same bound, and logs what [`close`](Consumer::close) would return as an error.
 #[derive(Debug)]
 pub struct Consumer {
     shared: Arc<Shared>,
@@ -78,7 +78,7 @@ pub struct Consumer {
 struct Threads {
     reader: JoinHandle<Vec<EntryId>>,
     keeper: JoinHandle<()>,
-    closing: Sender<LastWill>,
+    closing: Sender<ClosingOrders>,
 }
 
 impl Consumer {
@@ -129,10 +129,12 @@ impl Consumer {
     /// Waits at most [`close_timeout`](ConsumerBuilder::close_timeout) for the acknowledgements and a tenth of a second for
     /// the threads, even when the server hangs.
     ///
-    /// Deliveries that are still held outlive the consumer: they are acknowledged through the pool.
+    /// Deliveries that are still held outlive the consumer: they are acknowledged through the pool. Nobody keeps them fresh
+    /// any more, so after `claim_idle` another consumer may take them over.
     ///
     /// # Errors
     /// [`Error::AcksUnconfirmed`] when the server did not confirm all acknowledgements in time: those entries come again.
+    /// The fatal error that ended the consumer, if no iterator has yielded it.
     pub fn close(mut self) -> Result<ConsumerStats> {
         self.end()?;
         Ok(self.stats())
@@ -153,19 +155,20 @@ impl Consumer {
         let shared = &self.shared;
         shared.abandoned.set();
         shared.stop();
-        let mut unwanted = self.join(threads.reader, "reader").unwrap_or_default();
+        let mut not_handed_out = self.join(threads.reader, "reader").unwrap_or_default();
         // Done already, unless it panicked.
         shared.reader.ended.set();
         shared.join_stopper();
 
+        let mut failure = Ok(());
         for item in self.receiver.try_iter() {
             match item {
-                Ok(delivery) => unwanted.push(delivery.id()),
-                Err(error) => log::error!("consumer {} had failed: {}", shared.member.consumer, with_causes(&error)),
+                Ok(delivery) => not_handed_out.push(delivery.id()),
+                Err(error) => failure = Err(error),
             }
         }
         // The keeper has its end of the channel until it has read this.
-        let _ = threads.closing.send(LastWill { unwanted });
+        let _ = threads.closing.send(ClosingOrders { not_handed_out });
         shared.acks.call_keeper();
         if !shared.keeper_ended.wait(shared.settings.close_timeout) {
             shared.keeper_interrupter.interrupt();
@@ -173,8 +176,9 @@ impl Consumer {
         self.join(threads.keeper, "keeper");
 
         // What is acknowledged from now on goes through the pool; what came before must have been confirmed.
-        match shared.acks.close() {
-            0 => Ok(()),
+        shared.acks.close();
+        match shared.acks.len() {
+            0 => failure,
             count => Err(Error::AcksUnconfirmed { count }),
         }
     }
@@ -191,7 +195,7 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            log::warn!("consumer {}: {error}", self.shared.member.consumer);
+            log::warn!("consumer {}: {}", self.shared.member.consumer, with_causes(&error));
         }
     }
 }

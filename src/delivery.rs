@@ -1,14 +1,14 @@
 //! The guard around an entry that was delivered and is not acknowledged yet.
 
+mod settle;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::commands;
-use crate::endpoint::{Member, StreamInput, StreamOutput};
 use crate::entry::{Entry, EntryId};
-use crate::error::{Error, Result};
-use crate::pool::StepPool;
+use crate::error::Result;
+pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Settle, Settlement, move_to_dead_letters};
 
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///
@@ -18,8 +18,9 @@ use crate::pool::StepPool;
 ///
 /// The methods that end a delivery consume it: [`ack`](Delivery::ack) when the work is done,
 /// [`release`](Delivery::release) and [`retry_after`](Delivery::retry_after) to have it done again,
-/// [`dead_letter`](Delivery::dead_letter) to give up on it, [`leave`](Delivery::leave) to do nothing. Each issues one
-/// command through the pool: it waits at most `connection_available_timeout` for a connection and then `socket_timeout` for
+/// [`dead_letter`](Delivery::dead_letter) to give up on it, [`leave`](Delivery::leave) to do nothing. `ack` of a consumer's
+/// delivery is queued and waits for nothing, unless its [`AckMode`](crate::AckMode) says otherwise. Everything else issues
+/// a command through the pool: it waits at most `connection_available_timeout` for a connection and then `socket_timeout` for
 /// the answer; `release` and `retry_after` of a consumer's delivery wait for a renewal of leases that is under way, at most
 /// `socket_timeout` more. When it fails, the entry stays pending; it is never lost.
 ///
@@ -54,31 +55,14 @@ pub enum OnDrop {
     /// Nothing: the entry stays pending and comes again. The default.
     #[default]
     Leave,
-    /// As [`Delivery::release`]: the entry may be taken by anyone at once.
+    /// As [`Delivery::release`]: the entry may be taken by anyone at once. Dropping then waits for the server as `release`
+    /// does, while unwinding from a panic too; a failure is logged, and the entry stays pending.
     Release,
-    /// As [`Delivery::ack`], except while the thread is panicking: then the entry stays pending.
+    /// As [`Delivery::ack`], except while the thread is panicking: then the entry stays pending. Dropping then waits as long
+    /// as `ack` does; a failure is logged, and the entry stays pending.
     ///
     /// With this, `?` in a handler acknowledges an entry that nobody has processed.
     Ack,
-}
-
-/// How a delivery ends.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Settlement<'a> {
-    Ack,
-    Release,
-    RetryAfter(Duration),
-    DeadLetter(&'a str),
-    Leave,
-}
-
-/// Where a delivery came from, and who carries out its end.
-pub(crate) trait Settle: Send + Sync {
-    fn stream_id(&self) -> &str;
-    fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()>;
-    fn ack_batch(&self, ids: &[EntryId]) -> Result<()>;
-    /// Whether an `XACK` for this group, by whomever it is sent, is all that ends a delivery.
-    fn ends_with_ack_for(&self, member: &Member) -> bool;
 }
 
 impl Delivery {
@@ -169,8 +153,9 @@ impl Delivery {
         self.end(Settlement::Release)
     }
 
-    /// Has the entry come again after `delay`, not before. The server keeps the time, so a restart does not forget it
-    /// (`XCLAIM` with the idle time set to `claim_idle - delay`). Does nothing if another consumer has taken it over.
+    /// Has the entry come again after `delay`, not before. The server keeps the time, so it holds after this process has
+    /// ended, for every consumer but one that starts under the same name: that one gets back all it had at once. Issues
+    /// `XCLAIM` with the idle time set to `claim_idle - delay`. Does nothing if another consumer has taken it over.
     ///
     /// # Errors
     /// [`Error::Params`] when `delay` is longer than [`claim_idle`](StreamInput::claim_idle), which is the longest time the
@@ -240,91 +225,4 @@ impl fmt::Debug for Delivery {
             .field("on_drop", &self.on_drop)
             .finish()
     }
-}
-
-/// Ends deliveries through the pool, each in one confirmed round trip.
-#[derive(Debug)]
-pub(crate) struct PoolSettler {
-    pool: StepPool,
-    member: Member,
-    claim_idle: Duration,
-    dead_letters: Option<StreamOutput>,
-}
-
-impl PoolSettler {
-    pub(crate) fn new(pool: StepPool, member: Member, input: &StreamInput) -> PoolSettler {
-        PoolSettler { pool, member, claim_idle: input.claim_idle, dead_letters: input.dead_letter.clone() }
-    }
-
-    fn offer_in(&self, entry: &Entry, delay: Duration) -> Result<()> {
-        let idle = self.claim_idle.checked_sub(delay).ok_or_else(|| {
-            let longest = self.claim_idle;
-            Error::params(
-                "delay",
-                format!("longer than `claim_idle` ({longest:?}); the server cannot keep it that long"),
-            )
-        })?;
-        commands::set_idle(&mut *self.pool.get()?, &self.member, idle, &[entry.id()]).map(drop)
-    }
-
-    fn bury(&self, entry: &Entry, deliveries: u64, reason: &str) -> Result<()> {
-        let output = self.dead_letters.as_ref().ok_or_else(|| {
-            Error::params(
-                "dead_letter",
-                "no dead letter stream is named; give the input one with `dead_letter(output)`",
-            )
-        })?;
-        bury(&mut *self.pool.get()?, &self.member, entry, deliveries, output, reason)
-    }
-}
-
-impl Settle for PoolSettler {
-    fn stream_id(&self) -> &str {
-        &self.member.stream_id
-    }
-
-    fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
-        match settlement {
-            Settlement::Ack => self.ack_batch(&[entry.id()]),
-            Settlement::Release => self.offer_in(entry, Duration::ZERO),
-            Settlement::RetryAfter(delay) => self.offer_in(entry, delay),
-            Settlement::DeadLetter(reason) => self.bury(entry, deliveries, reason),
-            Settlement::Leave => Ok(()),
-        }
-    }
-
-    fn ends_with_ack_for(&self, member: &Member) -> bool {
-        self.member.stream_id == member.stream_id && self.member.group == member.group
-    }
-
-    fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {
-        commands::ack(&mut *self.pool.get()?, &self.member, ids).map(drop)
-    }
-}
-
-/// The names of the fields that follow an entry's own in the dead letter stream, in this order.
-pub(crate) const DEAD_LETTER_FIELDS: [&str; 6] =
-    ["origin-stream", "origin-group", "origin-consumer", "origin-id", "deliveries", "reason"];
-
-/// Copies an entry to the dead letter stream with its origin and the reason, and acknowledges it.
-pub(crate) fn bury(
-    connection: &mut crate::connection::Connection,
-    member: &Member,
-    entry: &Entry,
-    deliveries: u64,
-    output: &StreamOutput,
-    reason: &str,
-) -> Result<()> {
-    let (id, deliveries) = (entry.id().to_string(), deliveries.to_string());
-    let origin = [&*member.stream_id, &*member.group, &*member.consumer, &id, &deliveries, reason];
-    let mut fields: Vec<(&[u8], &[u8])> = entry.fields().collect();
-    fields.extend(DEAD_LETTER_FIELDS.iter().zip(&origin).map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    let buried = commands::dead_letter(connection, member, entry.id(), output, &fields)?;
-    if let (Some(_), Some(ttl)) = (buried, output.ttl) {
-        let refreshed = commands::refresh(connection, &output.stream_id, ttl);
-        if let Err(error) = refreshed {
-            log::warn!("the expiry of stream {} was not refreshed: {error}", output.stream_id);
-        }
-    }
-    Ok(())
 }

@@ -173,6 +173,11 @@ impl StepPool {
         Ok(sent.elapsed())
     }
 
+    /// Whether these are clones of one pool.
+    pub(crate) fn is_same(&self, other: &StepPool) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     pub(crate) fn connector(&self) -> &Connector {
         &self.shared.connector
     }

@@ -17,8 +17,9 @@ use crate::stream::{StepStream, check_message, conclude_add};
 /// How much waits for its turn at most; who comes then waits for room.
 const QUEUE_MESSAGES: usize = 1024;
 const QUEUE_BYTES: usize = 1024 * 1024;
-/// The part of the last round trip that a turn waits for callers who are likely to come.
-const LINGER_SHARE: u32 = 8;
+/// How long a turn waits for callers who are likely to come: a quarter of the last round trip, within these bounds. The
+/// shortest is what it takes a few threads to wake up.
+const LINGER: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(2);
 
 /// Publishes for many threads over one connection; made by [`StepStream::publisher`]. Clones share it.
 ///
@@ -51,6 +52,8 @@ struct Shared {
     output: StreamOutput,
     queue: Mutex<Queue>,
     room: Condvar,
+    /// As many have come as the last turn carried.
+    gathered: Condvar,
     /// Only the caller whose turn it is locks this.
     connection: Mutex<Option<Connection>>,
 }
@@ -97,6 +100,7 @@ impl StepStream {
                     last_round_trip: Duration::ZERO,
                 }),
                 room: Condvar::new(),
+                gathered: Condvar::new(),
                 connection: Mutex::new(None),
             }),
         }
@@ -135,6 +139,9 @@ impl Publisher {
         commands::encode_add_to(&mut queue.encoded, &shared.output, message);
         let position = queue.messages;
         queue.messages += 1;
+        if queue.messages == queue.last_messages {
+            shared.gathered.notify_one();
+        }
         let my_turn = !std::mem::replace(&mut queue.busy, true);
         (Arc::clone(&queue.batch), position, my_turn)
     }
@@ -157,10 +164,10 @@ impl Publisher {
         let round_trip = started.elapsed();
 
         let mut queue = lock(&shared.queue);
-        queue.last_messages = messages;
+        // After a failure nobody is waited for.
+        queue.last_messages = if results.iter().any(Result::is_ok) { messages } else { 0 };
         queue.last_round_trip = round_trip;
         if queue.encoded.capacity() == 0 {
-            // The buffer is used again.
             queue.encoded = encoded;
             queue.encoded.clear();
         }
@@ -174,21 +181,14 @@ impl Publisher {
         batch.finish(results);
     }
 
-    /// When the last turn carried more messages than have gathered now, their callers are likely on their way back. Waiting
-    /// for a fraction of a round trip saves them a whole one.
+    /// When the last turn carried more messages than have gathered now, their callers are likely on their way back: a moment's
+    /// wait for them saves them a whole round trip.
     fn linger(&self) -> MutexGuard<'_, Queue> {
-        let mut queue = lock(&self.shared.queue);
-        if queue.messages >= queue.last_messages {
-            return queue;
-        }
-        let (expected, limit) = (queue.last_messages, queue.last_round_trip / LINGER_SHARE);
-        let started = Instant::now();
-        while queue.messages < expected && started.elapsed() < limit {
-            drop(queue);
-            std::thread::yield_now();
-            queue = lock(&self.shared.queue);
-        }
-        queue
+        let queue = lock(&self.shared.queue);
+        let limit = (queue.last_round_trip / 4).clamp(*LINGER.start(), *LINGER.end());
+        let on_their_way = |queue: &mut Queue| queue.messages < queue.last_messages;
+        let waited = self.shared.gathered.wait_timeout_while(queue, limit, on_their_way);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// One result for each message.

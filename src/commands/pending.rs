@@ -69,7 +69,24 @@ pub(crate) fn autoclaim(
         .arg(&*member.consumer)
         .number(milliseconds(min_idle));
     push_id(command, start).arg("COUNT").number(count as u64);
-    connection.request()?.decode("XAUTOCLAIM", entry::claimed)
+    let mut claimed = connection.request()?.decode("XAUTOCLAIM", entry::claimed)?;
+    if claimed.holes > 0 {
+        claimed.gone.extend(find_holes(connection, member, claimed.holes)?);
+    }
+    Ok(claimed)
+}
+
+/// The ids of pending entries of this consumer whose content is gone, `count` of them.
+fn find_holes(connection: &mut Connection, member: &Member, count: usize) -> Result<Vec<EntryId>> {
+    let (mut holes, mut after) = (Vec::new(), EntryId::MIN);
+    while holes.len() < count {
+        let page = own_pending(connection, member, after, 128)?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        let ids: Vec<EntryId> = page.iter().map(|pending| pending.id).collect();
+        holes.extend(missing_from_stream(connection, &member.stream_id, &ids)?);
+    }
+    Ok(holes)
 }
 
 /// How often the server has delivered each of these entries of this consumer, in one round trip. An entry that is no longer

@@ -7,6 +7,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Member, StartId, StreamInput, milliseconds};
 use crate::entry::{self, Delivered, EntryId};
 use crate::error::Result;
+use crate::net::Deadline;
 
 /// Creates the group, and the stream if there is none, and sets the stream's expiry in the same round trip. `false`: it was
 /// there.
@@ -110,4 +111,11 @@ pub(crate) fn ack(connection: &mut Connection, member: &Member, ids: &[EntryId])
 /// The reply to [`encode_ack`].
 fn receive_ack(connection: &mut Connection) -> Result<u64> {
     connection.receive()?.decode("XACK", integer)
+}
+
+/// Wakes another connection's blocked read: it ends as if its time were up (`CLIENT UNBLOCK`).
+pub(crate) fn unblock(connection: &mut Connection, client_id: u64, deadline: Deadline) -> Result<()> {
+    connection.command("CLIENT", 3).arg("UNBLOCK").number(client_id);
+    connection.send_until(deadline)?;
+    connection.receive()?.decode("CLIENT UNBLOCK", |_| Ok(()))
 }

@@ -1,6 +1,7 @@
 //! Making a connection: socket, TLS, and the greeting that proves it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisError;
 
@@ -53,7 +54,12 @@ impl Connector {
     /// Opens and proves a connection; all of it, from the name lookup to the first `PING`, within
     /// `socket_connect_timeout`.
     pub(crate) fn connect(&self, interrupter: &Interrupter) -> Result<Connection> {
-        let deadline = Deadline::after(self.params.socket_connect_timeout);
+        self.connect_within(self.params.socket_connect_timeout, interrupter)
+    }
+
+    /// The same, within `limit` or `socket_connect_timeout`, whichever is shorter.
+    pub(crate) fn connect_within(&self, limit: Duration, interrupter: &Interrupter) -> Result<Connection> {
+        let deadline = Deadline::after(limit.min(self.params.socket_connect_timeout));
         let socket = Socket::open(&self.params, &self.address, deadline, interrupter)?;
         #[cfg(feature = "tls")]
         let socket = match (&self.tls, &self.params.tls) {

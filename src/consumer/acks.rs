@@ -80,18 +80,14 @@ impl AckQueue {
         }
     }
 
-    /// If nothing is queued, nothing is accepted from now on; whether that is so.
-    pub(super) fn close_if_empty(&self) -> bool {
-        let mut state = lock(&self.state);
-        state.closed |= state.ids.is_empty();
-        state.closed
+    /// How many are queued.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.state).ids.len()
     }
 
-    /// From now on nothing is accepted. How many were never confirmed.
-    pub(super) fn close(&self) -> usize {
-        let mut state = lock(&self.state);
-        state.closed = true;
-        std::mem::take(&mut state.ids).len()
+    /// From now on nothing is accepted; what is queued stays to be sent.
+    pub(super) fn close(&self) {
+        lock(&self.state).closed = true;
     }
 
     /// Wakes the keeper.
@@ -108,7 +104,7 @@ impl AckQueue {
             let now = Instant::now();
             let acks_due = match state.since {
                 Some(_) if state.ids.len() >= self.max => Some(now),
-                Some(since) => Some(since + self.delay),
+                Some(since) => Some(since.checked_add(self.delay).unwrap_or(until)),
                 None => None,
             };
             let wake = acks_due.filter(|_| heed_acks).map_or(until, |due| due.min(until));

@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 use crate::pool::StepPool;
 use crate::stream::StepStream;
 
+/// Beyond this, clocks overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Sets up a [`Consumer`]; made by [`StepStream::consumer`](crate::StepStream::consumer).
 ///
 /// ```no_run
@@ -152,7 +155,7 @@ impl ConsumerBuilder {
             member.consumer = unique_name();
         }
         let (channel, receiver) = bounded(settings.prefetch);
-        let (closing, will) = bounded(1);
+        let (closing, orders) = bounded(1);
         let shared = Arc::new(Shared::new(pool, input, member, settings));
 
         let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
@@ -165,7 +168,7 @@ impl ConsumerBuilder {
         let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
 
         let keeper = Keeper::new(Arc::clone(&shared), keeping);
-        let keeper = start("step-redis-keeper", move || keeper.run(&will))?;
+        let keeper = start("step-redis-keeper", move || keeper.run(&orders))?;
         let reader = Reader::new(Arc::clone(&shared), channel, seen);
         // If this thread cannot be had, the closing channel is dropped, which ends the other.
         let reader = start("step-redis-reader", move || reader.run(reading))?;
@@ -189,6 +192,16 @@ fn check(input: &StreamInput, settings: &Settings) -> Result<()> {
     }
     if settings.backoff.first.is_zero() || settings.backoff.longest < settings.backoff.first {
         return Err(Error::params("backoff", "the first wait must be more than zero, and the longest no shorter"));
+    }
+    let durations = [
+        ("wait_timeout", input.wait_timeout),
+        ("ttl", input.ttl.unwrap_or_default()),
+        ("claim_idle", input.claim_idle),
+        ("backoff", settings.backoff.longest),
+        ("close_timeout", settings.close_timeout),
+    ];
+    if let Some((field, _)) = durations.into_iter().find(|(_, duration)| *duration > LONGEST) {
+        return Err(Error::params(field, "longer than a hundred years"));
     }
     if matches!(settings.ack_mode, AckMode::Queued { max: 0, .. }) {
         return Err(Error::params("ack_mode", "`max` is zero; send one acknowledgement at a time at least"));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::loss::LossWatch;
-use super::reader::unblock;
 use super::shared::Shared;
 use crate::commands;
 use crate::connection::Connection;
@@ -38,19 +37,20 @@ pub(super) struct Keeper {
     next_loss_check: Instant,
     losses: LossWatch,
     /// It was told that the server forbids something that a consumer needs.
-    told_forbidden: bool,
+    warned_no_permission: bool,
 }
 
 /// What close leaves to the keeper.
 #[derive(Debug, Default)]
-pub(super) struct LastWill {
+pub(super) struct ClosingOrders {
     /// Entries that nobody has asked for: they are offered to the other consumers at once.
-    pub(super) unwanted: Vec<EntryId>,
+    pub(super) not_handed_out: Vec<EntryId>,
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, connection: Connection) -> Keeper {
+    pub(super) fn new(shared: Arc<Shared>, mut connection: Connection) -> Keeper {
         let now = Instant::now();
+        connection.limit_socket_timeout(patience(&shared));
         Keeper {
             next_lease: now + lease_interval(&shared),
             next_refresh: shared.input.ttl.map(|ttl| now + ttl / 3),
@@ -62,23 +62,23 @@ impl Keeper {
             refusals: 0,
             next_loss_check: now,
             losses: LossWatch::default(),
-            told_forbidden: false,
+            warned_no_permission: false,
         }
     }
 
     /// Works until the consumer closes, and then until all acknowledgements are confirmed or the time is up.
-    pub(super) fn run(mut self, closing: &crossbeam_channel::Receiver<LastWill>) {
-        let will = loop {
+    pub(super) fn run(mut self, closing: &crossbeam_channel::Receiver<ClosingOrders>) {
+        let orders = loop {
             match closing.try_recv() {
-                Ok(will) => break will,
-                Err(crossbeam_channel::TryRecvError::Disconnected) => break LastWill::default(),
+                Ok(orders) => break orders,
+                Err(crossbeam_channel::TryRecvError::Disconnected) => break ClosingOrders::default(),
                 Err(crossbeam_channel::TryRecvError::Empty) => {}
             }
             self.do_what_is_due();
             let until = self.next_duty();
             self.shared.acks.wait(until, Instant::now() >= self.next_attempt.max(self.next_flush));
         };
-        self.conclude(&will);
+        self.conclude(&orders);
         self.shared.keeper_ended.set();
     }
 
@@ -117,18 +117,9 @@ impl Keeper {
 
     /// What the server refuses is tried again in its turn and holds up nothing else. An error: there is no connection.
     fn try_duties(&mut self, now: Instant) -> Result<()> {
-        if now >= self.next_flush {
-            let flushed = self.flush_acks();
-            if self.was_done(flushed)? {
-                self.refusals = 0;
-            } else {
-                self.next_flush = now + self.shared.settings.backoff.wait(self.refusals);
-                self.refusals = self.refusals.saturating_add(1);
-            }
-        }
         if now >= self.next_lease {
             let renewed = self.renew_leases();
-            self.was_done(renewed)?;
+            self.accepted_by_server(renewed)?;
             self.next_lease = now + lease_interval(&self.shared);
         }
         if let (Some(due), Some(ttl)) = (self.next_refresh, self.shared.input.ttl)
@@ -136,8 +127,17 @@ impl Keeper {
         {
             let stream_id = Arc::clone(&self.shared.member.stream_id);
             let refreshed = self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop));
-            self.was_done(refreshed)?;
+            self.accepted_by_server(refreshed)?;
             self.next_refresh = Some(now + ttl / 3);
+        }
+        if now >= self.next_flush {
+            let flushed = self.flush_acks();
+            if self.accepted_by_server(flushed)? {
+                self.refusals = 0;
+            } else {
+                self.next_flush = now + self.shared.settings.backoff.wait(self.refusals);
+                self.refusals = self.refusals.saturating_add(1);
+            }
         }
         if now >= self.next_loss_check {
             self.next_loss_check = now + LOSS_INTERVAL;
@@ -148,13 +148,13 @@ impl Keeper {
     }
 
     /// `false`: the server has refused, on a connection that works.
-    fn was_done(&mut self, outcome: Result<()>) -> Result<bool> {
+    fn accepted_by_server(&mut self, outcome: Result<()>) -> Result<bool> {
         match outcome {
             Err(error) if self.connection.is_some() => {
                 self.shared.counters.note_error(&error);
                 let level = match error.code() {
                     // This does not pass by itself, and an operator must know.
-                    Some("NOPERM") if !std::mem::replace(&mut self.told_forbidden, true) => log::Level::Warn,
+                    Some("NOPERM") if !std::mem::replace(&mut self.warned_no_permission, true) => log::Level::Warn,
                     _ => log::Level::Debug,
                 };
                 log::log!(level, "keeper of consumer {}: {}", self.shared.member.consumer, with_causes(&error));
@@ -170,8 +170,8 @@ impl Keeper {
         let position = match self.with_connection(|connection| commands::position(connection, &shared.member)) {
             Ok(position) => position,
             // The stream is gone, or scripts are forbidden: nothing to compare. The connection is fine.
-            Err(Error::Server { source, .. }) if self.connection.is_some() => {
-                log::trace!("no counters of stream {}: {source}", shared.member.stream_id);
+            Err(error) if self.connection.is_some() => {
+                log::trace!("no counters of stream {}: {}", shared.member.stream_id, with_causes(&error));
                 None
             }
             Err(error) => return Err(error),
@@ -196,13 +196,16 @@ impl Keeper {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Sends what waits to be acknowledged, until nothing does.
+    /// Sends what waits to be acknowledged now. What handlers add meanwhile is for the next time, so that a busy queue on a
+    /// slow link holds up nothing else.
     fn flush_acks(&mut self) -> Result<()> {
-        loop {
+        let mut waiting = self.shared.acks.len();
+        while waiting > 0 {
             let ids = self.shared.acks.take();
             if ids.is_empty() {
-                return Ok(());
+                break;
             }
+            waiting = waiting.saturating_sub(ids.len());
             let member = self.shared.member.clone();
             match self.with_connection(|connection| commands::ack(connection, &member, &ids)) {
                 Ok(_) => self.shared.confirm(&ids),
@@ -212,6 +215,7 @@ impl Keeper {
                 }
             }
         }
+        Ok(())
     }
 
     /// Tells the server that the entries held here are alive. One that was taken over is not taken back.
@@ -250,7 +254,7 @@ impl Keeper {
         while !limit.left().is_zero() {
             let Some(client) = shared.reader.blocked_client() else { return };
             let Some(connection) = &mut self.connection else { return };
-            let unblocked = unblock(connection, client, limit);
+            let unblocked = commands::unblock(connection, client, limit);
             if connection.is_broken() {
                 self.connection = None;
             }
@@ -267,7 +271,13 @@ impl Keeper {
     fn with_connection<T>(&mut self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(self.shared.connector().connect(&self.shared.keeper_interrupter)?),
+            none => {
+                let connector = self.shared.connector();
+                let limit = patience(&self.shared);
+                let mut connection = connector.connect_within(limit, &self.shared.keeper_interrupter)?;
+                connection.limit_socket_timeout(limit);
+                none.insert(connection)
+            }
         };
         let result = work(connection);
         if connection.is_broken() {
@@ -277,10 +287,11 @@ impl Keeper {
     }
 
     /// The last acknowledgements, and a tidy end, within `close_timeout`.
-    fn conclude(&mut self, will: &LastWill) {
+    fn conclude(&mut self, orders: &ClosingOrders) {
         let limit = Deadline::after(self.shared.settings.close_timeout);
         // Handlers may still be at work: what they acknowledge from here on goes through the pool.
-        while !self.shared.acks.close_if_empty() {
+        self.shared.acks.close();
+        while self.shared.acks.len() > 0 {
             let Err(error) = self.flush_acks() else { continue };
             self.note_failure(&error);
             let pause = self.next_attempt.saturating_duration_since(Instant::now());
@@ -291,14 +302,14 @@ impl Keeper {
                 return;
             }
         }
-        if let Err(error) = self.tidy_up(will) {
+        if let Err(error) = self.tidy_up(orders) {
             log::debug!("consumer {} did not end tidily: {}", self.shared.member.consumer, with_causes(&error));
         }
     }
 
-    fn tidy_up(&mut self, will: &LastWill) -> Result<()> {
+    fn tidy_up(&mut self, orders: &ClosingOrders) -> Result<()> {
         let (member, claim_idle) = (self.shared.member.clone(), self.shared.input.claim_idle);
-        for ids in will.unwanted.chunks(LEASES_AT_ONCE) {
+        for ids in orders.not_handed_out.chunks(LEASES_AT_ONCE) {
             self.with_connection(|connection| commands::set_idle(connection, &member, claim_idle, ids))?;
         }
         if self.shared.settings.generated_name {
@@ -306,6 +317,11 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// How long the keeper waits for the server: a connection that hangs must be given up while the leases still hold.
+fn patience(shared: &Shared) -> Duration {
+    (shared.input.claim_idle / 6).max(Duration::from_millis(500))
 }
 
 /// Leases older than a third of `claim_idle` are renewed, twice as often, so that none grows older than a half.

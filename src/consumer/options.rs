@@ -33,6 +33,9 @@ impl Default for AckMode {
 pub enum OnGroupLoss {
     /// Creates the group anew (`XGROUP CREATE ... MKSTREAM`), to go on behind the last entry this consumer saw, or at the
     /// input's [`StartId`](crate::StartId) when it saw none (`New` is what was new when it started). The default.
+    ///
+    /// With the group, the server has forgotten what was pending: what is in a handler here can be finished, but what was
+    /// given back, or fails, does not come again.
     #[default]
     Recreate,
     /// Ends the loop with the error.

@@ -15,10 +15,11 @@ use crate::delivery::{Delivery, Settle};
 use crate::endpoint::StartId;
 use crate::entry::{Delivered, Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
-use crate::net::Deadline;
 use crate::signal::lock;
 use crate::stream::{next_block, stream_info};
 
+/// With so many acknowledgements waiting to be confirmed, nothing more is read.
+const MOST_UNCONFIRMED: usize = 64 * 1024;
 /// The server's clock for blocked clients ticks ten times a second; a shorter wait would only cost requests.
 const SHORTEST_BLOCK: Duration = Duration::from_millis(100);
 
@@ -128,6 +129,11 @@ impl Reader {
             // A reply that is under way holds entries, which are taken even when it is time to stop.
             if self.shared.stopping.is_set() && self.ahead.is_none() {
                 return Ok(Stopped);
+            }
+            if self.ahead.is_none() && self.shared.acks.len() > MOST_UNCONFIRMED {
+                // The server does not take acknowledgements, and each entry that is read makes it one more.
+                self.shared.stopping.wait(self.shared.settings.backoff.first);
+                continue;
             }
             let step = if !own_pending_done {
                 self.read_own_pending(&mut connection).inspect(|_| own_pending_done = true)
@@ -315,15 +321,9 @@ fn is_woken(error: &Error) -> bool {
 pub(super) fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
     match stream_info(connection, stream_id) {
         Ok(info) => Ok(Some(info.last_id)),
+        // "ERR no such key": all that will come is new.
         Err(error) if error.code() == Some("ERR") => Ok(Some(EntryId::MIN)),
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The bound on telling the server to unblock the reader.
-pub(super) fn unblock(connection: &mut Connection, client: u64, deadline: Deadline) -> Result<()> {
-    connection.command("CLIENT", 3).arg("UNBLOCK").number(client);
-    connection.send_until(deadline)?;
-    connection.receive()?.decode("CLIENT UNBLOCK", |_| Ok(()))
 }

@@ -56,7 +56,7 @@ pub(super) struct Shared {
     /// Renewing a lease and giving an entry back take turns: otherwise a renewal that is under way could undo the giving
     /// back.
     lease_turn: Mutex<()>,
-    direct: PoolSettler,
+    through_pool: PoolSettler,
 }
 
 impl Shared {
@@ -66,7 +66,7 @@ impl Shared {
             AckMode::Confirmed => (1, Duration::ZERO),
         };
         Shared {
-            direct: PoolSettler::new(pool.clone(), member.clone(), &input),
+            through_pool: PoolSettler::new(pool.clone(), member.clone(), &input),
             pool,
             input,
             member,
@@ -95,14 +95,16 @@ impl Shared {
     /// Tells the reader to stop. The keeper asks the server to unblock it, which loses nothing; a thread of its own sees to
     /// it that the reader ends even if the server does not answer.
     pub(super) fn stop(self: &Arc<Shared>) {
+        // Held until the thread is known, so that whoever joins it finds it.
+        let mut stopper = lock(&self.stopper);
         if !self.stopping.set() {
             return;
         }
         self.acks.call_keeper();
         let shared = Arc::clone(self);
-        let stopper = std::thread::Builder::new().name("step-redis-stop".into()).spawn(move || shared.cut_off_reader());
-        match stopper {
-            Ok(thread) => *lock(&self.stopper) = Some(thread),
+        let started = std::thread::Builder::new().name("step-redis-stop".into()).spawn(move || shared.cut_off_reader());
+        match started {
+            Ok(thread) => *stopper = Some(thread),
             Err(error) => {
                 log::warn!("no thread to watch over the stop of {}: {error}", self.member.consumer);
                 self.reader.interrupter.interrupt();
@@ -174,11 +176,11 @@ impl Settle for Shared {
             Settlement::Ack => self.ack_batch(&[id])?,
             Settlement::Release | Settlement::RetryAfter(_) => {
                 self.take_lease_turn(|| self.in_flight.park(id));
-                self.direct.settle(entry, deliveries, settlement)?;
+                self.through_pool.settle(entry, deliveries, settlement)?;
                 self.counters.released.add(1);
             }
             Settlement::DeadLetter(_) => {
-                if let Err(error) = self.direct.settle(entry, deliveries, settlement) {
+                if let Err(error) = self.through_pool.settle(entry, deliveries, settlement) {
                     self.in_flight.park(id);
                     return Err(error);
                 }
@@ -190,7 +192,7 @@ impl Settle for Shared {
         Ok(())
     }
 
-    fn ends_with_ack_for(&self, _: &Member) -> bool {
+    fn shares_group_with(&self, _: &StepPool, _: &Member) -> bool {
         // It is to be known here, too.
         false
     }
@@ -200,7 +202,7 @@ impl Settle for Shared {
             return Ok(());
         }
         // The consumer is closed, or each acknowledgement is to be confirmed.
-        match self.direct.ack_batch(ids) {
+        match self.through_pool.ack_batch(ids) {
             Ok(()) => {
                 self.confirm(ids);
                 Ok(())

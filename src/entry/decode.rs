@@ -19,6 +19,8 @@ pub(crate) struct Claimed {
     pub(crate) entries: Vec<Entry>,
     /// Pending entries whose content is gone. Servers from 7.0 have already taken them off the pending list.
     pub(crate) gone: Vec<EntryId>,
+    /// Before 7.0, an entry whose content is gone shows as a hole without an id, and stays pending.
+    pub(crate) holes: usize,
 }
 
 /// Decodes the reply of `XREADGROUP` for one stream: an array of pairs in RESP2, a map in RESP3, null when nothing came.
@@ -65,7 +67,7 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
         match one(reply, &mut packer)? {
             Some(Delivered::Entry(entry)) => claimed.entries.push(entry),
             Some(Delivered::Gone(id)) => claimed.gone.push(id),
-            None => {}
+            None => claimed.holes += 1,
         }
     }
     if parts > 2 {

@@ -97,15 +97,15 @@ impl StepStream {
     /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending.
     pub fn ack_and_receive_batch(&self, done: Vec<Delivery>, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
         let member = input.member();
-        let mut riding = Vec::new();
+        let mut acks = Vec::new();
         for (settler, ids) in by_settler(done) {
-            if settler.ends_with_ack_for(&member) {
-                riding.extend(ids);
+            if settler.shares_group_with(&self.pool, &member) {
+                acks.extend(ids);
             } else {
                 settler.ack_batch(&ids)?;
             }
         }
-        self.read_new(&riding, input, max)
+        self.read_new(&acks, input, max)
     }
 
     /// Takes over up to `max` entries that were delivered to any consumer of the group and lay idle for `min_idle`

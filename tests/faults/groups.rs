@@ -57,6 +57,9 @@ fn a_deleted_stream_and_a_destroyed_group_are_made_anew_behind_what_was_seen() {
     // The entry that was seen is still in the stream, and does not come again.
     assert_eq!(take(&consumer, 1), ["destroyed"]);
 
+    // In the same millisecond, the new stream's first id could be that of the entry that was seen.
+    let seen = scene.server.command(&["TIME"]).array()[0].text();
+    scene.server.wait_until(|server| server.command(&["TIME"]).array()[0].text() > seen);
     scene.wait_until_blocked();
     let script = "redis.call('DEL',KEYS[1]) redis.call('XADD',KEYS[1],'*','message','deleted')";
     scene.server.command(&["EVAL", script, "1", &scene.stream_id]);
@@ -64,6 +67,22 @@ fn a_deleted_stream_and_a_destroyed_group_are_made_anew_behind_what_was_seen() {
     assert_quiet(&consumer);
     assert_eq!(consumer.stats().groups_recreated, 2);
     assert_eq!(scene.logged(Level::Warn).len(), 2);
+}
+
+#[test]
+fn a_stream_that_was_replaced_by_one_with_smaller_ids_is_read_from_its_start() {
+    let scene = Scene::new();
+    let consumer = scene.consumer(&scene.stream()).spawn().unwrap();
+    scene.add("seen");
+    assert_eq!(take(&consumer, 1), ["seen"]);
+    // As after a failover to a server whose clock is behind.
+    for ids in ["1000-1", "500-1"] {
+        scene.wait_until_blocked();
+        let script = "redis.call('DEL',KEYS[1]) redis.call('XADD',KEYS[1],ARGV[1],'message',ARGV[1])";
+        scene.server.command(&["EVAL", script, "1", &scene.stream_id, ids]);
+        assert_eq!(take(&consumer, 1), [ids]);
+    }
+    assert_quiet(&consumer);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use log::Level;
-use step_redis::Backoff;
+use step_redis::{AckMode, Backoff};
 
 use crate::common::{Direction, Proxy, Server};
 use crate::support::{LIMIT, SLACK, Scene, assert_quiet, connect, median, next, quick, take};
@@ -68,8 +68,8 @@ fn a_killed_connection_is_replaced_within_the_first_wait() {
         assert_eq!(take(&consumer, 1), [text]);
         assert_eq!(consumer.stats().reconnects, round);
     }
+    crate::common::wait_until(LIMIT, || scene.logged(Level::Info).len() == 5);
     assert_eq!(scene.logged(Level::Warn).len(), 5);
-    assert_eq!(scene.logged(Level::Info).len(), 5);
     let stats = consumer.close().unwrap();
     assert_eq!(stats.acked, 5);
     assert_eq!(scene.pending(), 0);
@@ -150,6 +150,54 @@ fn acknowledgements_are_sent_soon_after_only_their_connection_was_lost() {
     let times: Vec<Duration> = times.collect();
     assert!(median(times.clone()) < Duration::from_millis(300), "{times:?}");
     assert_eq!(consumer.stats().reconnects, 0);
+}
+
+#[test]
+fn acknowledgements_that_went_along_with_a_lost_read_are_sent_again() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    // Nobody but the reader takes them along, with its next read.
+    let mode = AckMode::Queued { max: 1000, delay: LIMIT * 100 };
+    let consumer = scene.consumer(&connect(quick(proxy.port()))).claim(false).ack_mode(mode).spawn().unwrap();
+    for round in 1..=6 {
+        let direction = if round % 2 == 0 { Direction::ToServer } else { Direction::ToClient };
+        scene.add(&format!("first-{round}"));
+        take(&consumer, 1);
+        scene.wait_until_blocked();
+        let cuts = proxy.cuts();
+        // Passes the second entry to the reader, and cuts what follows.
+        proxy.cut_after(direction, if direction == Direction::ToClient { 110 } else { 20 });
+        scene.add(&format!("second-{round}"));
+        take(&consumer, 1);
+        proxy.wait_until(|proxy| proxy.cuts() > cuts);
+        scene.server.wait_until(|_| consumer.stats().acked >= 2 * round - 1);
+    }
+    assert!(consumer.stats().reconnects > 0);
+    let stats = consumer.close().unwrap();
+    assert_eq!((stats.received, stats.acked), (12, 12));
+    assert_eq!(scene.pending(), 0);
+}
+
+#[test]
+fn acknowledgements_of_a_request_that_could_not_be_sent_are_sent_again() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let mode = AckMode::Queued { max: 1000, delay: LIMIT * 100 };
+    let stream = connect(quick(proxy.port()));
+    let consumer = scene.consumer(&stream).claim(false).prefetch(1).batch(1).ack_mode(mode).spawn().unwrap();
+    scene.add_many("entry", 3);
+    let first = next(&consumer);
+    // The channel is full, and the reader has the third in its hand.
+    scene.server.wait_until(|_| scene.pending() == 3 && consumer.stats().queued == 1);
+    proxy.reset();
+    first.ack().unwrap();
+    // Now the reader can hand it over, and sends the acknowledgement with its next request.
+    let others = [next(&consumer), next(&consumer)];
+    scene.server.wait_until(|_| consumer.stats().acked == 1);
+    assert_eq!(scene.pending(), 2);
+    others.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    consumer.close().unwrap();
+    assert_eq!(scene.pending(), 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Reader;
 use crate::commands;
 use crate::connection::Connection;
-use crate::delivery::bury;
+use crate::delivery::move_to_dead_letters;
 use crate::entry::{Entry, EntryId};
 use crate::error::Result;
 
@@ -99,23 +99,23 @@ impl Reader {
     fn hand_over_known(&mut self, connection: &mut Connection, mut entries: Vec<(Entry, u64)>) -> Result<()> {
         self.last_seen = self.last_seen.max(entries.iter().map(|(entry, _)| entry.id()).max());
         self.shared.in_flight.admit(&mut entries);
-        let mut buried = Ok(());
+        let mut outcome = Ok(());
         if let (Some(max), Some(_)) = (self.shared.settings.max_deliveries, self.shared.dead_letters()) {
-            let (poisoned, good): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, count)| *count > max);
+            let (over_limit, good): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(_, count)| *count > max);
             entries = good;
-            buried = self.bury(connection, poisoned);
+            outcome = self.move_to_dead_letters(connection, over_limit);
         }
         // They are held from now on, so nothing would bring them again if they were not handed over.
         self.hand_over(entries);
-        buried
+        outcome
     }
 
     /// Moves entries to the dead letter stream. Those that cannot go there are no longer held, and so come again.
-    fn bury(&mut self, connection: &mut Connection, poisoned: Vec<(Entry, u64)>) -> Result<()> {
+    fn move_to_dead_letters(&mut self, connection: &mut Connection, over_limit: Vec<(Entry, u64)>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let Some(output) = shared.dead_letters() else { return Ok(()) };
-        let mut buried = Ok(());
-        for (entry, count) in poisoned {
+        let mut outcome = Ok(());
+        for (entry, count) in over_limit {
             let id = entry.id();
             if shared.stopping.is_set() {
                 shared.in_flight.park(id);
@@ -125,14 +125,20 @@ impl Reader {
             // The delivery that is counted last is the one that was not made.
             let deliveries = count.saturating_sub(1);
             let reason = format!("delivered {deliveries} times");
-            if buried.is_ok() {
-                buried =
-                    shared.reader.waiting(|| bury(connection, &shared.member, &entry, deliveries, output, &reason));
-            }
-            if buried.is_ok() {
+            let moved = match outcome {
+                Ok(()) => shared
+                    .reader
+                    .waiting(|| move_to_dead_letters(connection, &shared.member, &entry, deliveries, output, &reason)),
+                Err(error) => Err(error),
+            };
+            outcome = moved.as_ref().map(drop).map_err(Clone::clone);
+            if let Ok(moved) = moved {
+                // Not moved: somebody else has it by now.
                 shared.in_flight.remove(&[id]);
-                shared.counters.dead_lettered.add(1);
-                log::warn!("entry {id} of stream {} is a dead letter: {reason}", shared.member.stream_id);
+                if moved {
+                    shared.counters.dead_lettered.add(1);
+                    log::warn!("entry {id} of stream {} is a dead letter: {reason}", shared.member.stream_id);
+                }
             } else if connection.is_broken() {
                 // The next connection finds them among the pending ones.
                 shared.in_flight.remove(&[id]);
@@ -141,6 +147,6 @@ impl Reader {
                 shared.in_flight.park(id);
             }
         }
-        buried
+        outcome
     }
 }
