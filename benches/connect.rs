@@ -35,13 +35,13 @@ fn plain(session: &Session) {
     }
     let server = Server::start();
     let port = server.port();
-    let count = session.scaled(400);
+    let count = session.scaled(300);
     let scenario = Scenario {
         name,
         payload: 0,
         count,
         unit: "connections",
-        rounds: session.rounds(9),
+        rounds: session.rounds(7),
         references: &["raw", "redis"],
     };
     let ping = request(&["PING"]);
@@ -104,7 +104,7 @@ mod tls {
             payload: 0,
             count,
             unit: "connections",
-            rounds: session.rounds(9),
+            rounds: session.rounds(7),
             references: &["bare TLS"],
         };
         let (bare, ours) = (config(certificates, resume), config(certificates, resume));

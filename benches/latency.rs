@@ -35,8 +35,10 @@ fn main() {
     let server = Server::start();
     let origin = Instant::now();
     for payload in session.payloads(&[100, 1024]) {
-        for every in [Duration::from_millis(1), Duration::from_micros(200)] {
-            measure(&session, server.port(), origin, payload, every);
+        measure(&session, server.port(), origin, payload, Duration::from_millis(1));
+        // The payload matters even less when the machine is busy.
+        if payload < 1000 {
+            measure(&session, server.port(), origin, payload, Duration::from_micros(200));
         }
     }
 }
@@ -54,7 +56,7 @@ fn measure(session: &Session, port: u16, origin: Instant, payload: usize, every:
     }
     // About as long at either rate.
     let count = session.scaled((400_000 / every.as_micros() as usize).clamp(400, 1_500));
-    let rounds = session.rounds(7);
+    let rounds = session.rounds(5);
     let (mut raw, mut redis, step) = (Raw::connect(port), ways::redis(port), ways::step(port, 2));
     let input = ways::input(STREAM).wait_timeout(BLOCK);
     let mut contenders: Vec<(&str, Read<'_>)> = vec![

@@ -82,7 +82,7 @@ fn everything(session: &Session, port: u16, payload: usize) {
     if !session.wants(name) {
         return;
     }
-    let count = session.scaled(32 * LARGE_BATCH);
+    let count = session.scaled(24 * LARGE_BATCH);
     let stage = Stage { port, payload: ways::payload(payload), count };
     let scenario = Scenario {
         name,
@@ -165,9 +165,9 @@ fn one_by_one(session: &Session, port: u16, payload: usize) {
     if !session.wants(name) {
         return;
     }
-    let count = session.scaled(3_000);
+    let count = session.scaled(2_000);
     let stage = Stage { port, payload: ways::payload(payload), count };
-    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(11), references: &["raw"] };
+    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(7), references: &["raw"] };
     let (step, input) = (ways::step(port, 2), ways::input(STREAM));
     compare(
         session,

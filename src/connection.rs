@@ -106,11 +106,6 @@ impl Connection {
         Deadline::after(self.socket_timeout)
     }
 
-    /// The bound on a command that the server may hold back for `wait`.
-    pub(crate) fn blocking_deadline(&self, wait: Duration) -> Deadline {
-        Deadline::after(wait.saturating_add(self.socket_timeout))
-    }
-
     /// Starts to encode a command of `arguments` arguments, its name among them, behind those already encoded. Exactly one
     /// reply is owed for it.
     pub(crate) fn command(&mut self, name: &str, arguments: usize) -> Command<'_> {
@@ -119,9 +114,9 @@ impl Connection {
     }
 
     /// Takes commands that were encoded elsewhere; one reply is owed for each.
-    pub(crate) fn append(&mut self, encoded: &[u8], commands: usize) {
+    pub(crate) fn append(&mut self, commands: usize, encode: impl FnOnce(&mut Vec<u8>)) {
         self.owed += commands;
-        self.request.extend_from_slice(encoded);
+        encode(&mut self.request);
     }
 
     /// The bytes that are encoded and not yet sent.
@@ -131,19 +126,35 @@ impl Connection {
 
     /// Sends all that was encoded, in one write if the system takes it. The replies are due within `socket_timeout`.
     pub(crate) fn send(&mut self) -> Result<()> {
-        self.send_until(self.command_deadline())
+        self.send_blocking(Duration::ZERO)
     }
 
-    /// As [`send`](Connection::send), with this deadline for the replies.
+    /// As [`send`](Connection::send), when the server may hold back a reply for `wait`.
+    pub(crate) fn send_blocking(&mut self, wait: Duration) -> Result<()> {
+        self.socket.start_deadline(wait.saturating_add(self.socket_timeout));
+        self.write_request()
+    }
+
+    /// As [`send`](Connection::send), with this deadline for the replies, which may have begun earlier.
     pub(crate) fn send_until(&mut self, deadline: Deadline) -> Result<()> {
+        self.socket.set_deadline(deadline);
+        self.write_request()
+    }
+
+    /// The replies that are owed are due within `socket_timeout` from now: for a caller who let time pass since they were
+    /// asked for.
+    pub(crate) fn renew_deadline(&mut self) {
+        self.socket.set_deadline(self.command_deadline());
+    }
+
+    fn write_request(&mut self) -> Result<()> {
         if self.broken {
             // A reply that comes late would be taken for this request's.
             let failed_before =
                 std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection has failed before");
             return Err(self.failed(failed_before, false));
         }
-        self.socket.set_deadline(deadline);
-        self.last_used = deadline.started();
+        self.last_used = self.socket.deadline().started();
         let mut sent = 0;
         while let Some(rest) = self.request.get(sent..).filter(|rest| !rest.is_empty()) {
             match self.socket.write(rest) {
@@ -220,6 +231,11 @@ impl Connection {
         // A refusal breaks nothing, but this connection would be refused again.
         self.retired |= answered.is_err();
         answered
+    }
+
+    /// Gives back what a long reply has taken, now that nothing more is expected for a while.
+    pub(crate) fn rest(&mut self) {
+        self.replies.release();
     }
 
     fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {

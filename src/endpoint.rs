@@ -87,6 +87,9 @@ impl StreamInput {
 
     /// Lets the stream expire this long after its last use (`PEXPIRE`), refreshed with every read. Millisecond resolution.
     /// Defaults to none: the stream stays.
+    ///
+    /// The refresh is a script that goes along with the command. Where the server forbids scripts (`EVAL`), each refresh
+    /// is two more round trips, and the call may wait for `socket_timeout` in each.
     pub fn ttl(mut self, ttl: Duration) -> StreamInput {
         self.ttl = Some(ttl);
         self
@@ -211,7 +214,8 @@ impl StreamOutput {
         self
     }
 
-    /// Lets the stream expire this long after the last message (`PEXPIRE`). Millisecond resolution. Defaults to none.
+    /// Lets the stream expire this long after the last message (`PEXPIRE`). Millisecond resolution. Defaults to none. Where
+    /// the server forbids scripts, it [costs more round trips](StreamInput::ttl).
     pub fn ttl(mut self, ttl: Duration) -> StreamOutput {
         self.ttl = Some(ttl);
         self

@@ -46,8 +46,9 @@ impl EntryId {
 
     /// Reads the form the server sends, `milliseconds-sequence`.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<EntryId> {
-        let mut parts = bytes.splitn(2, |&byte| byte == b'-');
-        Some(EntryId { milliseconds: digits(parts.next()?)?, sequence: digits(parts.next()?)? })
+        let dash = bytes.iter().position(|&byte| byte == b'-')?;
+        let (milliseconds, sequence) = bytes.split_at_checked(dash)?;
+        Some(EntryId { milliseconds: digits(milliseconds)?, sequence: digits(sequence.get(1..)?)? })
     }
 
     /// The id in the server's form, in `buffer`.
@@ -70,13 +71,13 @@ impl EntryId {
 }
 
 fn digits(bytes: &[u8]) -> Option<u64> {
-    if bytes.is_empty() {
-        return None;
+    let digit = |byte: u8| Some(u64::from(byte.wrapping_sub(b'0'))).filter(|digit| *digit < 10);
+    match bytes.len() {
+        0 => None,
+        // Nineteen digits cannot overflow.
+        1..=19 => bytes.iter().try_fold(0_u64, |value, &byte| Some(value * 10 + digit(byte)?)),
+        _ => bytes.iter().try_fold(0_u64, |value, &byte| value.checked_mul(10)?.checked_add(digit(byte)?)),
     }
-    bytes.iter().try_fold(0_u64, |value, &byte| {
-        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
-        value.checked_mul(10)?.checked_add(digit)
-    })
 }
 
 impl fmt::Display for EntryId {

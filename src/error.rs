@@ -80,7 +80,7 @@ pub enum Error {
         in_use: u32,
         /// The pool's bound.
         max: u32,
-        /// The last failure to make a new connection, if making one failed.
+        /// The last failure to make a new connection, or to find an idle one alive, if one of them failed.
         source: Option<Arc<Error>>,
     },
 
@@ -127,7 +127,8 @@ pub enum Error {
         source: RedisError,
     },
 
-    /// A valid reply that does not fit the command: most likely a proxy or a server this crate does not know.
+    /// A valid reply that does not fit the command: most likely a proxy or a server this crate does not know. What the
+    /// server did with the request [is unknown](Error::is_outcome_unknown).
     #[error("unexpected reply to {command}: {reason}")]
     Reply {
         /// The command that was answered.
@@ -256,12 +257,12 @@ impl Error {
         }
     }
 
-    /// Whether the request had left when the connection failed, so that the server may or may not have carried it out.
-    /// Nothing is ever sent again by itself: the caller decides whether a message may be published twice.
+    /// Whether the server may or may not have carried the request out: it had left when the connection failed, or was
+    /// answered with something that says neither. Nothing is ever sent again by itself: the caller decides whether a message may be published twice.
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
             Error::Lost { outcome_unknown, .. } | Error::Timeout { outcome_unknown, .. } => *outcome_unknown,
-            Error::Protocol { .. } => true,
+            Error::Protocol { .. } | Error::Reply { .. } => true,
             Error::Batch { source, .. } => source.is_outcome_unknown(),
             _ => false,
         }
@@ -338,7 +339,8 @@ fn refusal(cause: &Cause) -> Option<&RedisError> {
     None
 }
 
-/// Server errors that go away by themselves or after a reconnect to another node.
+/// Server errors that go away by themselves or after a reconnect. `MOVED` and `ASK` do not: they name another server, and
+/// the next connection leads to the same one again.
 fn is_passing(error: &RedisError) -> bool {
     match error.kind() {
         // This one has no code of its own.
@@ -352,8 +354,6 @@ fn is_passing(error: &RedisError) -> bool {
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::ReadOnly
-                | ServerErrorKind::Moved
-                | ServerErrorKind::Ask
         ),
         _ => matches!(error.code(), Some("OOM" | "UNBLOCKED" | "BUSY" | "NOREPLICAS" | "MISCONF")),
     }
@@ -364,8 +364,12 @@ pub(crate) fn with_causes(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        // Some errors are their own cause.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text

@@ -89,8 +89,9 @@
 //!
 //! # What ends the loop?
 //!
-//! [`StopHandle::stop`], [`Consumer::close`], or a fatal error, which is yielded once: credentials or permissions that are
-//! refused, a key that holds something else than a stream, a group that is lost under [`OnGroupLoss::Fail`]. Then the
+//! [`StopHandle::stop`], [`Consumer::close`], or a fatal error, which is yielded once: credentials, permissions or a
+//! certificate that are refused (ours or the server's, [expired](crate#tls) ones too), a peer that answers TLS with something
+//! else, a key that holds something else than a stream, a group that is lost under [`OnGroupLoss::Fail`]. Then the
 //! iterator is fused. After a stop, what was read ahead is still handed out, then `None`.
 //!
 //! A lost connection does not end it. The consumer connects again, with growing, random pauses ([`Backoff`]), for as long as
@@ -111,9 +112,9 @@
 //! # }
 //! ```
 //!
-//! The same as a URL is `rediss://redis.example.com:6380?ssl_ca_certs=/path/to/ca.pem`. To a server that wants to know the client, show
-//! a certificate too. Its key may be encrypted (PKCS#8, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes it); the password is never
-//! printed or logged, nor is the key:
+//! The same as a URL is `rediss://redis.example.com:6380?ssl_ca_certs=/path/to/ca.pem`. To a server that wants to know the
+//! client, show a certificate too. Its key may be encrypted (PKCS#8, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes it);
+//! the password is never printed or logged, nor is the key:
 //!
 //! ```rust,no_run
 //! use step_redis::{PoolParams, StepPool, TlsParams};
@@ -130,10 +131,14 @@
 //! # }
 //! ```
 //!
-//! A certificate that is made out to another name than the one it is reached under needs `server_name`. What else `rustls` can do, a
-//! ready `Arc<rustls::ClientConfig>` brings along (`client_config`). Files are read once, when the pool is made; what is wrong with one
-//! of them, or with the server's certificate, is one sentence that names the file and the step. `cargo run --example tls` shows it with
-//! certificates on both sides, and needs nothing prepared.
+//! A certificate that is made out to another name than the one it is reached under needs `server_name`. What else `rustls`
+//! can do, a ready `Arc<rustls::ClientConfig>` brings along (`client_config`). Files are read once, when the pool is made;
+//! what is wrong with one of them, or with the server's certificate, is one sentence that names the file and the step.
+//! `cargo run --example tls` shows it with certificates on both sides, and needs nothing prepared.
+//!
+//! A handshake that the rules of TLS end is not tried again by itself ([`Error::is_retryable`] says no), whatever the cause:
+//! that a certificate has expired or is not valid yet too, which may only mean that the machine's clock is not set, and that
+//! the peer answers with something that is no TLS. A program that starts before the clock is right decides itself to try again.
 //!
 //! # Threads
 //!
@@ -143,10 +148,12 @@
 //!
 //! # What the server must allow
 //!
-//! Redis 6.2 or later, or Valkey. A user under an ACL needs `XADD`, `XREADGROUP`, `XACK`, `XGROUP`, `XPENDING`, `XCLAIM`,
-//! `XAUTOCLAIM`, `XRANGE` and `PING` as far as they are used, and `EVAL`: what must happen in one step at the server
-//! (leases, giving back, dead letters, an expiry that touches nothing but streams) is a small script. Without `EVAL`, only
-//! expiry works, at the cost of more round trips. `CLIENT ID` and `CLIENT UNBLOCK` make stopping gentler and can be missing.
+//! Redis 6.2 or later, or Valkey. A user under an ACL needs `PING`, `HELLO` (or `AUTH`, with [`Protocol::Resp2`]) and, for
+//! another database than 0, `SELECT`; and as far as they are used, `XADD`, `XREADGROUP`, `XACK`, `XGROUP`, `XPENDING`,
+//! `XCLAIM`, `XAUTOCLAIM`, `XRANGE`, `XDEL`, `XINFO`, for an expiry `TYPE` and `PEXPIRE`, and `EVAL`: what must happen in one
+//! step at the server (leases, giving back, dead letters, an expiry that touches nothing but streams) is a small script.
+//! Without `EVAL`, of these only the expiry works, at the cost of more round trips. `CLIENT ID` and `CLIENT UNBLOCK` make
+//! stopping gentler, `CLIENT SETNAME` names the connection, and all three can be missing.
 //!
 //! # Features
 //!
@@ -159,10 +166,13 @@
 //! | level | what |
 //! |---|---|
 //! | error | a thread of the library panicked |
-//! | warn | an outage begins; entries or a group were lost at the server; dead letters; acknowledgements that close could not confirm; certificates that are not verified |
+//! | warn | an outage begins; a permission is missing |
+//! | warn | entries or a group were lost at the server; entries were taken over by another consumer; dead letters |
+//! | warn | a dropped consumer's error or unconfirmed acknowledgements; a dropped delivery that could not be settled |
+//! | warn | an expiry that was not refreshed; certificates that are not verified, or left out |
 //! | info | an outage is over |
-//! | debug | connections opened and discarded, repeated attempts |
-//! | trace | RESP3 push messages that were set aside |
+//! | debug | connections opened and discarded, repeated attempts, the number of the system's certificates |
+//! | trace | RESP3 push messages that were set aside, streams that cannot be compared for losses |
 //!
 //! Credentials, key material and payloads are never logged.
 //!

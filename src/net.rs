@@ -103,7 +103,7 @@ fn interrupted() -> io::Error {
 pub(crate) struct BoundedSocket {
     socket: Arc<socket2::Socket>,
     deadline: Deadline,
-    /// The deadline was set a moment ago: what is left of it need not be asked from the clock.
+    /// The deadline began a moment ago: what is left of it need not be asked from the clock.
     fresh: bool,
     /// What the kernel was last told, so that it is told again only when it matters.
     read_timeout: Duration,
@@ -141,7 +141,7 @@ pub(crate) enum IdleState {
 /// The kernel's time limit for one system call, when the one it has would overshoot the deadline noticeably, or would wake
 /// us up in vain again and again.
 fn new_timeout(current: Duration, remaining: Duration) -> Option<Duration> {
-    let tolerated = remaining + (remaining / 16).min(Duration::from_millis(20));
+    let tolerated = remaining.saturating_add((remaining / 16).min(Duration::from_millis(20)));
     // A zero would mean no limit at all.
     (current > tolerated || current < remaining / 2).then(|| remaining.max(Duration::from_millis(1)))
 }
@@ -258,6 +258,13 @@ impl Socket {
     pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
         let socket = self.bounded_mut();
         socket.deadline = deadline;
+        socket.fresh = false;
+    }
+
+    /// Reads and writes end after `limit`, which begins now. A write is to follow at once.
+    pub(crate) fn start_deadline(&mut self, limit: Duration) {
+        let socket = self.bounded_mut();
+        socket.deadline = Deadline::after(limit);
         socket.fresh = true;
     }
 
@@ -339,4 +346,42 @@ fn last_word(session: &mut rustls::ClientConnection, socket: &mut BoundedSocket,
 #[cfg(feature = "tls")]
 fn explained_write(stream: &mut TlsStream, error: io::Error) -> io::Error {
     crate::tls::explain::explain_read(last_word(&mut stream.conn, &mut stream.sock, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_limit_overflows_nothing() {
+        let deadline = Deadline::after(Duration::MAX);
+        assert!(deadline.left() > Duration::from_secs(u64::MAX / 2));
+        assert_eq!(new_timeout(Duration::MAX, Duration::MAX), None);
+        assert_eq!(new_timeout(Duration::ZERO, Duration::MAX), Some(Duration::MAX));
+    }
+
+    /// Whether a write on a connected socket is tried.
+    fn writes(set: impl FnOnce(&mut Socket)) -> io::Result<usize> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let plain = std::net::TcpStream::connect(listener.local_addr()?)?;
+        let mut socket = Socket::Plain(BoundedSocket::new(Arc::new(plain.into()), Deadline::after(Duration::ZERO)));
+        set(&mut socket);
+        socket.write(b"x")
+    }
+
+    #[test]
+    fn only_a_deadline_that_begins_now_is_taken_for_whole() {
+        let limit = Duration::from_millis(1);
+        let over = Deadline::after(limit);
+        std::thread::sleep(limit);
+        let error = writes(|socket| socket.set_deadline(over)).unwrap_err();
+        assert!(is_deadline(&error), "{error:?}");
+        // Not even when one that began just now was set before and not used.
+        let error = writes(|socket| {
+            socket.start_deadline(Duration::from_secs(20));
+            socket.set_deadline(over);
+        });
+        assert!(is_deadline(&error.unwrap_err()));
+        assert_eq!(writes(|socket| socket.start_deadline(Duration::from_secs(20))).unwrap(), 1);
+    }
 }

@@ -309,8 +309,7 @@ impl fmt::Debug for PoolParams {
 pub enum Protocol {
     /// RESP2, which every server understands. The login is `AUTH`.
     Resp2,
-    /// RESP3, for Redis 6.0 and later. The login, the protocol and the client's name are one command, `HELLO`. The
-    /// default.
+    /// RESP3, for Redis 6.0 and later. The protocol and the login are one command, `HELLO`. The default.
     #[default]
     Resp3,
 }

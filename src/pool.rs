@@ -15,7 +15,7 @@ use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
 use crate::signal::lock;
 
-/// Threads that open connections: one more than one, so that an attempt which hangs does not hold up all others.
+/// Threads that open connections: with two of them, an attempt which hangs does not hold up all others.
 const OPENING_THREADS: usize = 2;
 /// Connections beyond what is needed are closed after lying idle for this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -23,8 +23,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A bounded pool of connections. Clones share it.
 ///
 /// Connections are opened when they are needed, at most [`max_connections`](PoolParams::max_connections) of them, and
-/// closed after ten idle minutes. A [`Consumer`](crate::StepStream::receive)'s blocking read holds one for as long as it
-/// waits.
+/// closed after ten idle minutes. [`StepStream::receive`](crate::StepStream::receive) holds one for as long as it waits; a
+/// [`Consumer`](crate::Consumer) has connections of its own.
 ///
 /// ```no_run
 /// use step_redis::{PoolParams, StepPool};
@@ -78,7 +78,7 @@ pub struct PoolState {
     pub opened: u64,
     /// Attempts to open one that failed.
     pub failed: u64,
-    /// Why the last attempt failed, in words, with its causes; none since one has succeeded.
+    /// Why the last attempt failed, in words, with its causes; none if it succeeded.
     pub last_error: Option<String>,
 }
 
@@ -90,6 +90,9 @@ impl StepPool {
     /// # Errors
     /// [`Error::Params`] and [`Error::Tls`] before anything is opened; [`Error::Connect`] with the step that failed;
     /// [`Error::Auth`].
+    ///
+    /// # Panics
+    /// As [`new`](StepPool::new) does.
     pub fn connect(params: PoolParams) -> Result<StepPool> {
         let pool = StepPool::new(params)?;
         let connection = pool.shared.open()?;
@@ -103,6 +106,10 @@ impl StepPool {
     ///
     /// # Errors
     /// [`Error::Params`] and [`Error::Tls`].
+    ///
+    /// # Panics
+    /// When the system has no thread to give: the pool starts the two that open connections, and the thread pool below it
+    /// (`scheduled-thread-pool`, which r2d2 asks for) has no way to start them that returns an error.
     pub fn new(params: PoolParams) -> Result<StepPool> {
         let shared = Arc::new(Shared {
             connector: Connector::new(params)?,
@@ -137,22 +144,23 @@ impl StepPool {
     /// `health_check_interval` is lent only after it has answered a `PING`.
     ///
     /// # Errors
-    /// [`Error::PoolExhausted`] when none became free in time, with the last connect error as its source if connecting is
-    /// what failed.
+    /// [`Error::PoolExhausted`] when none became free in time. Its source is the last connect error if connecting is what
+    /// failed, or else what an idle connection failed with when it was checked.
     pub fn get(&self) -> Result<PooledConnection> {
         let deadline = Deadline::after(self.params().connection_available_timeout);
         let mut left = deadline.limit();
+        let mut discarded = None;
         loop {
             // r2d2 hands out an idle connection whatever the time limit is, so a limit that has run out ends the loop too.
             let Ok(mut connection) = self.connections.get_timeout(left) else {
-                return Err(self.exhausted(deadline.started().elapsed()));
+                return Err(self.exhausted(deadline.started().elapsed(), discarded));
             };
             match connection.check_after_idling(self.params().health_check_interval, deadline) {
                 Ok(()) => return Ok(PooledConnection(connection)),
                 // Broken now: given back, it leaves the pool, and the next one is tried.
                 Err(error) => {
                     log::debug!("an idle connection is discarded: {error}");
-                    *lock(&self.shared.last_failure) = Some(Arc::new(error));
+                    discarded = Some(Arc::new(error));
                     left = deadline.left();
                 }
             }
@@ -203,10 +211,10 @@ impl StepPool {
         self.shared.connector.params()
     }
 
-    fn exhausted(&self, waited: Duration) -> Error {
+    fn exhausted(&self, waited: Duration, discarded: Option<Arc<Error>>) -> Error {
         let state = self.state();
         let held_by_callers = state.in_use >= state.max;
-        let source = lock(&self.shared.last_failure).clone().filter(|_| !held_by_callers);
+        let source = lock(&self.shared.last_failure).clone().or(discarded).filter(|_| !held_by_callers);
         Error::PoolExhausted { waited, connections: state.connections, in_use: state.in_use, max: state.max, source }
     }
 }
@@ -235,6 +243,12 @@ impl Deref for PooledConnection {
 impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.0
+    }
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        self.0.rest();
     }
 }
 

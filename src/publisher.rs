@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::commands;
+use crate::commands::{self, AddEncoder};
 use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
@@ -61,6 +61,7 @@ struct Shared {
 /// What waits for the next turn.
 struct Queue {
     batch: Arc<Batch>,
+    encoder: AddEncoder,
     encoded: Vec<u8>,
     messages: usize,
     /// One of the callers is at the connection, or was told to be.
@@ -90,9 +91,9 @@ impl StepStream {
         Publisher {
             shared: Arc::new(Shared {
                 pool: self.pool().clone(),
-                output,
                 queue: Mutex::new(Queue {
                     batch: Batch::new(),
+                    encoder: AddEncoder::new(output.clone()),
                     encoded: Vec::new(),
                     messages: 0,
                     busy: false,
@@ -102,6 +103,7 @@ impl StepStream {
                 room: Condvar::new(),
                 gathered: Condvar::new(),
                 connection: Mutex::new(None),
+                output,
             }),
         }
     }
@@ -136,7 +138,8 @@ impl Publisher {
         while queue.messages >= QUEUE_MESSAGES || queue.encoded.len() >= QUEUE_BYTES {
             queue = shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        commands::encode_add_to(&mut queue.encoded, &shared.output, message);
+        let waiting = &mut *queue;
+        waiting.encoder.encode(&mut waiting.encoded, message);
         let position = queue.messages;
         queue.messages += 1;
         if queue.messages == queue.last_messages {
@@ -196,7 +199,7 @@ impl Publisher {
         let mut held = lock(&self.shared.connection);
         let mut results = Vec::with_capacity(messages);
         let sent = self.usable(&mut held).and_then(|connection| {
-            connection.append(encoded, messages);
+            connection.append(messages, |request| request.extend_from_slice(encoded));
             if let Some(ttl) = self.shared.output.ttl {
                 commands::encode_refresh(connection, &self.shared.output.stream_id, ttl);
             }

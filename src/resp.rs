@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use redis::{PushKind, Value, VerbatimFormat};
 
-pub(crate) use command::Command;
+pub(crate) use command::{Command, push_argument};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
@@ -62,6 +62,7 @@ impl Token<'_> {
 }
 
 /// Reads one token at the start of `bytes`, with the number of bytes it took; `None` when more bytes are needed.
+#[inline]
 fn read_token(bytes: &[u8]) -> Result<Option<(Token<'_>, usize)>, Malformed> {
     let Some((&kind, rest)) = bytes.split_first() else { return Ok(None) };
     match kind {
@@ -109,7 +110,25 @@ fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
 }
 
 /// A decimal number up to its CRLF, with the bytes it took, CRLF included.
+#[inline]
 fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
+    // Nearly all numbers are short and positive lengths.
+    let mut value = 0_i64;
+    for (count, &byte) in bytes.iter().take(9).enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            if byte == b'\r' && count > 0 && bytes.get(count + 1) == Some(&b'\n') {
+                return Ok(Some((value, count + 2)));
+            }
+            break;
+        }
+        value = value * 10 + i64::from(digit);
+    }
+    any_number(bytes)
+}
+
+/// The same for numbers of any length and sign, and for what is none.
+fn any_number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
     let (negative, digits) = match bytes.split_first() {
         Some((b'-', digits)) => (true, digits),
         _ => (false, bytes),
@@ -117,10 +136,7 @@ fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
     let mut value = 0_u64;
     for (count, &byte) in digits.iter().enumerate() {
         let digit = byte.wrapping_sub(b'0');
-        if digit < 10 && count < 18 {
-            // Eighteen digits cannot overflow.
-            value = value * 10 + u64::from(digit);
-        } else if digit < 10 && count < 40 {
+        if digit < 10 && count < 40 {
             let next = value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit)));
             value = next.ok_or("a number beyond 64 bits")?;
         } else if byte == b'\r' && count > 0 {
@@ -140,24 +156,31 @@ fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
     Ok(None)
 }
 
-fn blob<'a>(bytes: &'a [u8], token: fn(&'a [u8]) -> Token<'a>) -> Result<Option<(Token<'a>, usize)>, Malformed> {
+#[inline]
+fn blob<'a>(
+    bytes: &'a [u8],
+    token: impl FnOnce(&'a [u8]) -> Token<'a>,
+) -> Result<Option<(Token<'a>, usize)>, Malformed> {
     let Some((length, header)) = number(bytes)? else { return Ok(None) };
     let length = usize::try_from(length).map_err(|_| "a negative length")?;
     if length > MAX_BULK {
         return Err("a string longer than 512 MiB");
     }
-    let (Some(content), Some(end)) =
-        (bytes.get(header..header + length), bytes.get(header + length..header + length + 2))
-    else {
+    let Some((content, rest)) = bytes.get(header..).and_then(|rest| rest.split_at_checked(length)) else {
         return Ok(None);
     };
-    if end != b"\r\n" {
-        return Err("a string that does not end where its length says");
+    match rest {
+        [b'\r', b'\n', ..] => Ok(Some((token(content), 1 + header + length + 2))),
+        [] | [_] => Ok(None),
+        _ => Err("a string that does not end where its length says"),
     }
-    Ok(Some((token(content), 1 + header + length + 2)))
 }
 
-fn aggregate(bytes: &[u8], token: fn(usize) -> Token<'static>) -> Result<Option<(Token<'_>, usize)>, Malformed> {
+#[inline]
+fn aggregate(
+    bytes: &[u8],
+    token: impl FnOnce(usize) -> Token<'static>,
+) -> Result<Option<(Token<'_>, usize)>, Malformed> {
     let Some((count, header)) = number(bytes)? else { return Ok(None) };
     let count = usize::try_from(count).map_err(|_| "a negative count")?;
     if count > MAX_ELEMENTS {
@@ -319,7 +342,7 @@ fn text(bytes: &[u8]) -> String {
 /// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the text, here as a
 /// string with a length, which may contain line ends.
 fn server_error(text: &[u8]) -> Result<Value, Malformed> {
-    let text = without_user(String::from_utf8_lossy(text));
+    let text = without_arguments(without_user(String::from_utf8_lossy(text)));
     let reply = format!("!{}\r\n{text}\r\n", text.len());
     redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
 }
@@ -330,6 +353,14 @@ fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
     match named {
         Some((_, rest)) => Cow::Owned(format!("NOPERM this user has no permission{rest}")),
         None => text,
+    }
+}
+
+/// A server repeats the arguments of a command that it does not know, and payloads are among them. The command's name stays.
+fn without_arguments(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text.split_once(", with args beginning with") {
+        Some((kept, _)) if kept.starts_with("ERR unknown command") => Cow::Owned(kept.to_owned()),
+        _ => text,
     }
 }
 

@@ -66,7 +66,7 @@ impl StepStream {
     /// Lets a stream expire `ttl` from now (`PEXPIRE`). `false`: there is no such stream; a key that holds something else
     /// is left alone.
     ///
-    /// Waits at most `socket_timeout` for the server.
+    /// Waits at most `socket_timeout` for the server, or [longer](StreamInput::ttl) where it forbids scripts.
     pub fn update_stream_ttl(&self, stream_id: &str, ttl: Duration) -> Result<bool> {
         check_ttl(Some(ttl))?;
         commands::refresh(&mut *self.pool.get()?, stream_id, ttl)

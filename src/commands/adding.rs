@@ -5,7 +5,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Member, Retention, StreamOutput};
 use crate::entry::{EntryId, Message};
 use crate::error::Result;
-use crate::resp::{Command, Token};
+use crate::resp::{Command, Token, push_argument};
 
 /// Copies to the dead letter stream, then acknowledges, if the entry is still pending for this consumer. A copy that is
 /// refused ends the script before the acknowledgement.
@@ -30,9 +30,37 @@ pub(crate) fn encode_add(connection: &mut Connection, output: &StreamOutput, mes
     write_add(connection.command("XADD", add_arguments(output, message)), output, message);
 }
 
-/// The same into a buffer that a connection takes later.
-pub(crate) fn encode_add_to(out: &mut Vec<u8>, output: &StreamOutput, message: &Message<'_>) {
-    write_add(Command::new(out, add_arguments(output, message)).arg("XADD"), output, message);
+/// `XADD` for many messages to one stream: what does not change from one to the next is encoded once.
+#[derive(Debug)]
+pub(crate) struct AddEncoder {
+    output: StreamOutput,
+    /// The command up to the first field, for messages of so many fields.
+    start: Vec<u8>,
+    fields: usize,
+}
+
+impl AddEncoder {
+    pub(crate) fn new(output: StreamOutput) -> AddEncoder {
+        AddEncoder { output, start: Vec::new(), fields: 0 }
+    }
+
+    /// Appends the command to a buffer that a connection takes later.
+    pub(crate) fn encode(&mut self, out: &mut Vec<u8>, message: &Message<'_>) {
+        if self.fields != message.len() {
+            self.fields = message.len();
+            self.start.clear();
+            let mut command = Command::new(&mut self.start, add_arguments(&self.output, message))
+                .arg("XADD")
+                .arg(&*self.output.stream_id);
+            push_add(&mut command, &self.output, |_| {});
+            command.leave(2 * self.fields);
+        }
+        out.extend_from_slice(&self.start);
+        message.for_each_field(|name, value| {
+            push_argument(out, name);
+            push_argument(out, value);
+        });
+    }
 }
 
 fn add_arguments(output: &StreamOutput, message: &Message<'_>) -> usize {

@@ -68,13 +68,17 @@ pub(crate) fn autoclaim(
         .arg(&*member.group)
         .arg(&*member.consumer)
         .number(milliseconds(min_idle));
-    push_id(command, start).arg("COUNT").number(count as u64);
+    // The server sets memory aside for so many; what is missing comes with the next step.
+    push_id(command, start).arg("COUNT").number(count.min(MOST_CLAIMED) as u64);
     let mut claimed = connection.request()?.decode("XAUTOCLAIM", entry::claimed)?;
     if claimed.holes > 0 {
         claimed.gone.extend(find_holes(connection, member, claimed.holes)?);
     }
     Ok(claimed)
 }
+
+/// The most entries that one `XAUTOCLAIM` asks for.
+const MOST_CLAIMED: usize = 10_000;
 
 /// The ids of pending entries of this consumer whose content is gone, `count` of them.
 fn find_holes(connection: &mut Connection, member: &Member, count: usize) -> Result<Vec<EntryId>> {

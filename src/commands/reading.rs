@@ -59,13 +59,13 @@ pub(crate) fn send_read(
         .arg(&*member.group)
         .arg(&*member.consumer)
         .arg("COUNT")
-        .number(count as u64);
+        .number(u64::try_from(count).unwrap_or(u64::MAX).min(i64::MAX as u64));
     if let Some(block) = block {
         // BLOCK 0 would wait for ever.
         command = command.arg("BLOCK").number(milliseconds(block).max(1));
     }
     command.arg("STREAMS").arg(&*member.stream_id).arg(">");
-    connection.send_until(connection.blocking_deadline(block.unwrap_or_default()))
+    connection.send_blocking(block.unwrap_or_default())
 }
 
 /// The reply to the acknowledgements of [`send_read`], if there were any. It comes at once, however long the read waits.

@@ -118,22 +118,19 @@ impl Connection {
         let first = steps.first().map_or(ConnectStep::Ping, Greeting::step);
         self.send_until(deadline).map_err(|error| self.greeting_failed(params, first, error))?;
         for step in steps {
-            let address = Arc::clone(&self.address);
-            let reply = match self.receive() {
-                Ok(reply) => reply,
-                Err(error) => return Err(self.greeting_failed(params, step.step(), error)),
-            };
-            match (step, reply.token()?) {
-                (Greeting::Id, Token::Int(id)) => self.client_id = u64::try_from(id).ok(),
+            let answer = self.receive().and_then(|reply| match (step, reply.token()?) {
+                (Greeting::Id, Token::Int(id)) => Ok(Answer::Id(u64::try_from(id).ok())),
                 // Both are conveniences, and an ACL may withhold them.
-                (Greeting::Id | Greeting::Name, _) => {}
-                (_, Token::Error(line)) => {
-                    let refusal = without_credentials(line, credentials);
-                    self.broken = true;
-                    return Err(refused(&address, step.step(), params, refusal));
-                }
-                (Greeting::Ping, Token::Simple(b"PONG")) | (Greeting::Hello | Greeting::Select, _) => {}
-                (Greeting::Ping, _) => return Err(reply.malformed("an answer to PING that is not PONG")),
+                (Greeting::Id | Greeting::Name, _) => Ok(Answer::Fine),
+                (_, Token::Error(line)) => Ok(Answer::Refused(without_credentials(line, credentials))),
+                (Greeting::Ping, Token::Simple(b"PONG")) | (Greeting::Hello | Greeting::Select, _) => Ok(Answer::Fine),
+                (Greeting::Ping, _) => Err(reply.malformed("an answer to PING that is not PONG")),
+            });
+            match answer {
+                Ok(Answer::Fine) => {}
+                Ok(Answer::Id(id)) => self.client_id = id,
+                Ok(Answer::Refused(refusal)) => return Err(refused(&self.address, step.step(), params, refusal)),
+                Err(error) => return Err(self.greeting_failed(params, step.step(), error)),
             }
         }
         Ok(())
@@ -158,7 +155,8 @@ impl Connection {
                 Error::connect(&self.address, step, WantsTls)
             }
             Error::Protocol { reason, .. } => {
-                let not_redis = std::io::Error::other(format!("the peer does not speak RESP: {reason}"));
+                let not_redis =
+                    std::io::Error::other(format!("the peer does not speak RESP as a Redis server does: {reason}"));
                 Error::connect(&self.address, step, not_redis)
             }
             other => other,
@@ -184,6 +182,13 @@ impl Greeting {
             Greeting::Ping | Greeting::Id | Greeting::Name => ConnectStep::Ping,
         }
     }
+}
+
+/// What a step of the greeting was answered with.
+enum Answer {
+    Fine,
+    Id(Option<u64>),
+    Refused(RedisError),
 }
 
 /// A server that does not know `HELLO` repeats its arguments in the error, the password among them.

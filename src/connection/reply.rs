@@ -82,9 +82,7 @@ impl ReplyBuffer {
     pub(super) fn fill(&mut self, socket: &mut Socket) -> std::io::Result<usize> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.data.len() > KEPT_SIZE {
-                self.data = Vec::new();
-            }
+            self.release();
         } else if self.start > 0 && self.data.len() - self.end < READ_SIZE {
             self.data.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -98,6 +96,14 @@ impl ReplyBuffer {
         Ok(read)
     }
 
+    /// Frees a buffer that one long reply has made large, if that reply has been taken.
+    pub(super) fn release(&mut self) {
+        if self.start == self.end && self.data.len() > KEPT_SIZE {
+            (self.start, self.end) = (0, 0);
+            self.data = Vec::new();
+        }
+    }
+
     pub(super) fn bytes(&self, start: usize, end: usize) -> &[u8] {
         self.data.get(start..end).unwrap_or_default()
     }
@@ -108,5 +114,22 @@ impl ReplyBuffer {
 
     pub(super) fn byte(&self, at: usize) -> Option<u8> {
         self.data.get(at).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_buffer_is_freed_once_its_reply_is_taken() {
+        let reply = [format!("${KEPT_SIZE}\r\n").as_bytes(), &vec![b'x'; KEPT_SIZE], b"\r\n"].concat();
+        let mut replies = ReplyBuffer { end: reply.len(), data: reply, ..ReplyBuffer::default() };
+        replies.release();
+        assert!(replies.data.len() > KEPT_SIZE, "the reply is not taken yet");
+        assert_eq!(replies.next(), Ok(Some((0, replies.end))));
+        replies.release();
+        assert_eq!((replies.data.capacity(), replies.first()), (0, None));
+        assert_eq!(replies.next(), Ok(None));
     }
 }

@@ -25,11 +25,23 @@ impl<'a> Command<'a> {
     }
 
     pub(crate) fn push(&mut self, argument: &[u8]) {
-        header(self.out, b'$', argument.len());
-        self.out.extend_from_slice(argument);
-        self.out.extend_from_slice(b"\r\n");
+        push_argument(self.out, argument);
         self.missing = self.missing.wrapping_sub(1);
     }
+
+    /// Somebody else appends the last arguments.
+    pub(crate) fn leave(mut self, arguments: usize) {
+        self.missing = self.missing.wrapping_sub(arguments);
+    }
+}
+
+/// Appends one argument.
+pub(crate) fn push_argument(out: &mut Vec<u8>, argument: &[u8]) {
+    // Once for the argument, its length and the line ends.
+    out.reserve(argument.len() + 26);
+    header(out, b'$', argument.len());
+    out.extend_from_slice(argument);
+    out.extend_from_slice(b"\r\n");
 }
 
 impl Drop for Command<'_> {

@@ -21,7 +21,8 @@ fn error_text() -> impl Strategy<Value = String> {
     let codes =
         ["ERR", "WRONGTYPE", "MOVED", "ASK", "NOGROUP", "LOADING", "READONLY", "NOPERM", "EXECABORT", "", "err"];
     prop_oneof![
-        9 => (select(codes.to_vec()), line_text()).prop_map(|(code, text)| format!("{code} {text}").replace("\r\n", "")),
+        8 => (select(codes.to_vec()), line_text()).prop_map(|(code, text)| format!("{code} {text}").replace("\r\n", "")),
+        1 => line_text().prop_map(|text| format!("ERR unknown command 'XADD', with args beginning with: '{text}' ")),
         1 => Just("NOPERM User alice has no permissions to run the 'eval' command".to_owned()),
     ]
 }
@@ -309,6 +310,27 @@ fn text_that_is_not_utf8_is_kept_readable() {
     assert_eq!(redis_error(b"ERR a\xFFb").detail(), Some("a\u{FFFD}b"));
     // The name that is taken out of the error takes what is wrong with it along.
     decode_reply(b"-NOPERM User al\xFFce has no permissions to run the 'eval' command\r\n");
+    decode_reply(b"-ERR unknown command 'XADD', with args beginning with: '\xFF' \r\n");
+}
+
+#[test]
+fn an_unknown_command_keeps_its_name_and_not_its_arguments() {
+    for (line, kept) in [
+        ("ERR unknown command 'XADD', with args beginning with: 'orders' '*' 'hidden' ", "unknown command 'XADD'"),
+        ("ERR unknown command `XADD`, with args beginning with: `orders`, `hidden`, ", "unknown command `XADD`"),
+        ("ERR unknown command 'XADD'", "unknown command 'XADD'"),
+        (
+            "ERR wrong number of arguments, with args beginning with",
+            "wrong number of arguments, with args beginning with",
+        ),
+    ] {
+        for reply in [line_of('-', line), blob_of(b'!', line.as_bytes())] {
+            let Ok(Value::ServerError(error)) = decode(&reply) else { panic!("{line}") };
+            assert_eq!((error.code(), error.details()), ("ERR", Some(kept)));
+            decode_reply(&reply);
+        }
+        assert_eq!(redis_error(line.as_bytes()).detail(), Some(kept));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::StepStream;
-use crate::commands;
+use crate::commands::{self, AddEncoder};
 use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
@@ -58,7 +58,13 @@ impl StepStream {
         let Some(first) = messages.peek() else { return Ok(Vec::new()) };
         check_message(first)?;
         let mut connection = self.pool.get()?;
-        let mut batch = Batch { output, connection: &mut connection, confirmed: Vec::new(), pieces: Vec::new() };
+        let mut batch = Batch {
+            output,
+            encoder: AddEncoder::new(output.clone()),
+            connection: &mut connection,
+            confirmed: Vec::new(),
+            pieces: Vec::new(),
+        };
         let failure = match batch.publish(messages) {
             Ok(()) => return Ok(batch.confirmed.into_iter().flatten().collect()),
             Err(error) => error,
@@ -73,6 +79,7 @@ impl StepStream {
 /// A batch that is being published.
 struct Batch<'b> {
     output: &'b StreamOutput,
+    encoder: AddEncoder,
     connection: &'b mut Connection,
     /// One item for each message that was taken: its id once confirmed. Messages are confirmed in order.
     confirmed: Vec<Option<EntryId>>,
@@ -120,7 +127,8 @@ impl Batch<'_> {
                 self.confirmed.push(None);
                 return Err(error);
             }
-            commands::encode_add(self.connection, self.output, &message);
+            let encoder = &mut self.encoder;
+            self.connection.append(1, |request| encoder.encode(request, &message));
             self.confirmed.push(None);
             piece += 1;
         }
@@ -144,6 +152,8 @@ impl Batch<'_> {
     fn confirm_piece(&mut self, received: &mut usize) -> Result<Option<Error>> {
         let piece = if self.pieces.is_empty() { 0 } else { self.pieces.remove(0) };
         let mut refusal = None;
+        // The iterator may have taken its time since the piece was sent, and the replies have come long ago.
+        self.connection.renew_deadline();
         for _ in 0..piece {
             match commands::receive_id(self.connection, "XADD") {
                 Ok(id) => {

@@ -20,8 +20,9 @@ impl StepStream {
     /// Waits for the next entry that no consumer of the group has seen (`XREADGROUP ... >`), and refreshes the stream's
     /// expiry if the input has one. `None`: nothing came.
     ///
-    /// Waits at most `wait_timeout`, and then `socket_timeout` for the server to say so. It holds a connection of the pool
-    /// for that long: a pool needs one for each thread that receives, and more for those that publish.
+    /// Waits at most `wait_timeout`, and then `socket_timeout` for the server to say so; once more `socket_timeout` only
+    /// where entries were trimmed while they were pending. It holds a connection of the pool for that long: a pool needs
+    /// one for each thread that receives, and more for those that publish.
     ///
     /// Entries that were delivered before and not acknowledged are not received again; [`claim`](StepStream::claim) takes
     /// them over.
@@ -90,8 +91,8 @@ impl StepStream {
     /// # Ok::<(), step_redis::Error>(())
     /// ```
     ///
-    /// Deliveries in `done` that come from somewhere else are acknowledged where they belong, first. It waits as [`receive`](StepStream::receive) does; the acknowledgements do not
-    /// wait for new entries to come.
+    /// Deliveries in `done` that come from somewhere else are acknowledged where they belong, first. It waits as
+    /// [`receive`](StepStream::receive) does; the acknowledgements do not wait for new entries to come.
     ///
     /// # Errors
     /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending.
@@ -113,8 +114,9 @@ impl StepStream {
     ///
     /// Entries that were trimmed from the stream while they were pending are acknowledged and left out.
     ///
-    /// Waits at most twice `socket_timeout` for the server: a long pending list is searched in several steps, which end
-    /// with what was found when the time is up.
+    /// Waits at most four times `socket_timeout` for the server, each step at most once: a long pending list is searched in
+    /// several steps, of which none begins after `socket_timeout`, so that the search ends within twice that; then what was
+    /// trimmed is acknowledged, and the deliveries are counted.
     pub fn claim(&self, input: &StreamInput, min_idle: Duration, max: usize) -> Result<Vec<Delivery>> {
         input.check()?;
         check_count(max)?;

@@ -133,6 +133,10 @@ fn a_peer_that_does_not_speak_resp_is_told(protocol: Protocol) {
     let peer = Peer::tcp(Behaviour::Garbage(b":1\r\n".to_vec()));
     let error = refusal(PoolParams::new("127.0.0.1", peer.port()).protocol(Protocol::Resp2));
     assert!(told(&error).contains("an answer to PING that is not PONG"), "{}", told(&error));
+    assert!(
+        matches!(error, Error::Connect { step: ConnectStep::Ping, .. }) && !error.is_outcome_unknown(),
+        "{error:?}"
+    );
 }
 
 fn a_name_that_nobody_knows_is_told(protocol: Protocol) {

@@ -10,6 +10,7 @@ use crate::common::{Behaviour, Peer, Server, Step};
 use crate::context::{Context, median_of_three, told};
 
 both_protocols! {
+    an_idle_connection_that_died_is_no_failure_to_connect,
     a_pool_whose_connections_are_held_says_so_after_its_limit,
     a_connection_given_back_serves_a_waiting_caller_at_once,
     an_unreachable_server_is_the_cause_of_an_exhausted_pool,
@@ -253,4 +254,18 @@ fn a_dropped_pool_closes_its_connections(protocol: Protocol) {
     assert_eq!(context.server.connected_clients(), 3);
     drop((held, pool));
     context.server.wait_until(|server| server.connected_clients() == 1);
+}
+
+fn an_idle_connection_that_died_is_no_failure_to_connect(context: Context) {
+    let pool = context.pool();
+    let (one, other) = (pool.get().unwrap(), pool.get().unwrap());
+    let (kept, killed) = (one.id(), other.id().unwrap());
+    // The one that is given back last is lent first.
+    drop(one);
+    drop(other);
+    context.command(&["CLIENT", "KILL", "ID", &killed.to_string()]);
+    let_idle();
+    assert_eq!(pool.get().unwrap().id(), kept);
+    let state = pool.state();
+    assert_eq!((state.connections, state.failed, state.last_error), (1, 0, None));
 }

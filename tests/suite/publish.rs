@@ -27,6 +27,7 @@ both_protocols! {
     a_message_without_a_field_is_refused_before_anything_is_sent,
     an_empty_batch_asks_for_no_connection,
     a_batch_takes_messages_only_as_fast_as_the_server_confirms_them,
+    a_batch_may_wait_for_its_messages_longer_than_for_the_server,
 }
 
 const TTL: Duration = Duration::from_secs(60);
@@ -239,4 +240,20 @@ fn a_batch_takes_messages_only_as_fast_as_the_server_confirms_them(context: Cont
     context.stream.publish_batch(&context.output(), messages).unwrap();
     assert_eq!((taken.get(), context.length()), (2000, 2000));
     assert!(furthest.get() <= 512, "{} messages were under way", furthest.get());
+}
+
+fn a_batch_may_wait_for_its_messages_longer_than_for_the_server(context: Context) {
+    let limit = Duration::from_millis(300);
+    let stream = context.stream_with(|params| params.socket_timeout(limit));
+    // 128 of them fill a piece, which is sent: then the iterator waits before it says that this was all, or goes on.
+    for count in [128, 129, 256] {
+        let mut messages = 0..count;
+        let slow = std::iter::from_fn(|| {
+            if messages.start > 0 && messages.start % 128 == 0 {
+                std::thread::sleep(limit * 2);
+            }
+            messages.next().map(|number| number.to_string())
+        });
+        assert_eq!(stream.publish_batch(&context.output(), slow).unwrap().len(), count);
+    }
 }

@@ -14,6 +14,7 @@ core_suite! {
 }
 
 both_protocols! {
+    the_longest_durations_overflow_nothing,
     each_entry_goes_to_one_consumer_of_a_group_and_to_every_group,
     a_group_starts_where_it_was_told_to,
     creating_a_group_again_changes_nothing,
@@ -205,4 +206,17 @@ fn what_cannot_be_read_is_refused_before_anything_is_sent(context: Context) {
         }
     }
     context.one_delivered(&good).ack().unwrap();
+}
+
+fn the_longest_durations_overflow_nothing(context: Context) {
+    let (longest, output) = (Duration::MAX, context.output().ttl(Duration::MAX));
+    let input = context.input().wait_timeout(longest).ttl(longest).claim_idle(longest);
+    assert!(!context.stream.create_input_stream(&input).unwrap());
+    let id = context.stream.publish(&output, "text").unwrap();
+    let delivery = context.stream.receive(&input).unwrap().unwrap();
+    assert_eq!(delivery.id(), id);
+    assert_eq!(context.stream.claim(&input, longest, 1).unwrap().len(), 0);
+    assert!(context.stream.update_stream_ttl(STREAM, longest).unwrap());
+    assert!(context.time_to_live(STREAM) > 0);
+    delivery.ack().unwrap();
 }

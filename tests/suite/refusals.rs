@@ -33,6 +33,8 @@ fn every_refusal_has_its_code_and_says_whether_to_try_again(protocol: Protocol) 
         ("NOREPLICAS Not enough good replicas to write.", true),
         ("MISCONF Redis is configured to save RDB snapshots", true),
         ("UNBLOCKED force unblock from blocking operation", true),
+        ("MOVED 1234 127.0.0.1:7001", false),
+        ("ASK 1234 127.0.0.1:7001", false),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", false),
         ("NOGROUP No such key 'orders'", false),
         ("NOPERM this user has no permissions", false),
@@ -85,7 +87,7 @@ fn a_reply_that_does_not_fit_the_command_is_told(protocol: Protocol) {
         let peer = Peer::tcp(Behaviour::GarbageAfterHandshake(answer.into()));
         let error = stream_to(&peer, protocol).publish(&StreamOutput::new(STREAM), "text").unwrap_err();
         assert!(matches!(error, Error::Reply { command: "XADD", .. }), "{answer:?}: {error:?}");
-        assert!(!error.is_retryable());
+        assert!(!error.is_retryable() && error.is_outcome_unknown());
     }
 }
 
