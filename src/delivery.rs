@@ -13,7 +13,7 @@ pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Settle, Settlement, mov
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///
 /// **Dropping a delivery acknowledges nothing.** The entry stays pending, and comes again: to this consumer when it starts
-/// anew, or to another one once it lay idle for [`claim_idle`](StreamInput::claim_idle). So an early return with `?` and a
+/// anew, or to another one once it lay idle for [`claim_idle`](crate::StreamInput::claim_idle). So an early return with `?` and a
 /// panic in the handler are safe. [`on_drop`](Delivery::on_drop) chooses otherwise.
 ///
 /// The methods that end a delivery consume it: [`ack`](Delivery::ack) when the work is done,
@@ -93,7 +93,7 @@ impl Delivery {
     /// The payload as text.
     ///
     /// # Errors
-    /// [`Error::NotUtf8`]; the delivery can still be acknowledged.
+    /// [`Error::NotUtf8`](crate::Error::NotUtf8); the delivery can still be acknowledged.
     pub fn text(&self) -> Result<&str> {
         self.entry.text()
     }
@@ -158,7 +158,7 @@ impl Delivery {
     /// `XCLAIM` with the idle time set to `claim_idle - delay`. Does nothing if another consumer has taken it over.
     ///
     /// # Errors
-    /// [`Error::Params`] when `delay` is longer than [`claim_idle`](StreamInput::claim_idle), which is the longest time the
+    /// [`Error::Params`](crate::Error::Params) when `delay` is longer than [`claim_idle`](crate::StreamInput::claim_idle), which is the longest time the
     /// server can keep; those of a command through the pool. The entry stays pending.
     pub fn retry_after(self, delay: Duration) -> Result<()> {
         self.end(Settlement::RetryAfter(delay))
@@ -168,7 +168,7 @@ impl Delivery {
     /// one step at the server. Does nothing if another consumer has taken it over.
     ///
     /// # Errors
-    /// [`Error::Params`] when no dead letter stream is named ([`StreamInput::dead_letter`]); those of a command through
+    /// [`Error::Params`](crate::Error::Params) when no dead letter stream is named ([`StreamInput::dead_letter`](crate::StreamInput::dead_letter)); those of a command through
     /// the pool. The entry stays pending.
     pub fn dead_letter(self, reason: &str) -> Result<()> {
         self.end(Settlement::DeadLetter(reason))

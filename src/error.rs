@@ -258,7 +258,8 @@ impl Error {
     }
 
     /// Whether the server may or may not have carried the request out: it had left when the connection failed, or was
-    /// answered with something that says neither. Nothing is ever sent again by itself: the caller decides whether a message may be published twice.
+    /// answered with something that says neither. Nothing is ever sent again by itself: the caller decides whether a message
+    /// may be published twice.
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
             Error::Lost { outcome_unknown, .. } | Error::Timeout { outcome_unknown, .. } => *outcome_unknown,
