@@ -223,11 +223,10 @@ impl PoolParams {
     /// use std::time::Duration;
     /// use step_redis::PoolParams;
     ///
-    /// let params = PoolParams::from_url("rediss://user:p%40ss@redis.example.com/2?socket_timeout=0.5")?;
+    /// let params = PoolParams::from_url("redis://user:p%40ss@redis.example.com/2?socket_timeout=0.5")?;
     /// assert_eq!(params.password.as_deref(), Some("p@ss"));
     /// assert_eq!(params.db, 2);
     /// assert_eq!(params.socket_timeout, Duration::from_millis(500));
-    /// assert!(params.tls.is_some());
     /// # Ok::<(), step_redis::Error>(())
     /// ```
     pub fn from_url(url: &str) -> Result<PoolParams> {
