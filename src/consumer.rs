@@ -179,7 +179,8 @@ impl Consumer {
         shared.acks.close();
         match shared.acks.len() {
             0 => failure,
-            count => Err(Error::AcksUnconfirmed { count }),
+            // A failure that nobody has seen tells why, too.
+            count => failure.and(Err(Error::AcksUnconfirmed { count })),
         }
     }
 

@@ -139,11 +139,12 @@ impl World {
         let shared = self.stream.publisher(StreamOutput::new(STREAM));
         let expiring = self.stream.publisher(StreamOutput::new(STREAM).ttl(Duration::from_secs(3600)));
         thread::scope(|scope| {
+            let mut publishers = Vec::new();
             for number in 0..2 {
-                scope.spawn(move || self.publish_one_by_one(number));
-                scope.spawn(move || self.publish_batches(number));
+                publishers.push(scope.spawn(move || self.publish_one_by_one(number)));
+                publishers.push(scope.spawn(move || self.publish_batches(number)));
                 for (name, publisher) in [("shared", &shared), ("expiring", &expiring)] {
-                    scope.spawn(move || self.publish_together(name, number, publisher));
+                    publishers.push(scope.spawn(move || self.publish_together(name, number, publisher)));
                 }
             }
             for number in 0..CONSUMERS {
@@ -154,6 +155,8 @@ impl World {
                 self.torturer().torture(duration);
                 self.quiet.store(true, Ordering::SeqCst);
                 self.calm.store(true, Ordering::SeqCst);
+                // Only then is it known what was confirmed.
+                publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
                 wait_until(SETTLED, || self.is_settled());
             }));
             for flag in [&self.quiet, &self.calm, &self.ended] {

@@ -9,7 +9,7 @@ use crossbeam_channel::bounded;
 
 use super::keeper::Keeper;
 use super::options::{AckMode, Backoff, OnGroupLoss};
-use super::reader::{Reader, last_id};
+use super::reader::{Reader, last_delivered};
 use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
@@ -127,7 +127,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long to wait between attempts to reach the server again. Defaults to 50 ms at first and 5 s at most.
+    /// How long to wait between attempts to reach the server again. Defaults to 50 ms at first and 1 s at most.
     pub fn backoff(mut self, backoff: Backoff) -> ConsumerBuilder {
         self.settings.backoff = backoff;
         self
@@ -161,7 +161,7 @@ impl ConsumerBuilder {
         let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
         // What is there now is not new later: if the group is lost before anything came, it must miss nothing.
         let seen = match shared.input.start {
-            StartId::New => last_id(&mut reading, &shared.input.stream_id)?,
+            StartId::New => last_delivered(&mut reading, &shared.member)?,
             _ => None,
         };
         commands::create_group(&mut reading, &shared.input, shared.input.start)?;

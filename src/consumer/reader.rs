@@ -12,11 +12,11 @@ use super::shared::Shared;
 use crate::commands;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Settle};
-use crate::endpoint::StartId;
+use crate::endpoint::{Member, StartId};
 use crate::entry::{Delivered, Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
 use crate::signal::lock;
-use crate::stream::{next_block, stream_info};
+use crate::stream::{StreamInfo, next_block, stream_info};
 
 /// With so many acknowledgements waiting to be confirmed, nothing more is read.
 const MOST_UNCONFIRMED: usize = 64 * 1024;
@@ -36,6 +36,8 @@ pub(super) struct Reader {
     claim_from: EntryId,
     /// The last step was a claim: a long pending list is searched in turn with reading what is new.
     just_claimed: bool,
+    /// It was told that reading waits for acknowledgements.
+    told_full: bool,
     /// What could not be handed over any more.
     in_hand: Vec<EntryId>,
     /// So many attempts have failed in a row: the server is out of reach, or the group keeps vanishing.
@@ -58,6 +60,7 @@ impl Reader {
             next_claim: Instant::now(),
             claim_from: EntryId::MIN,
             just_claimed: false,
+            told_full: false,
             in_hand: Vec::new(),
             failures: 0,
             outage: false,
@@ -132,9 +135,16 @@ impl Reader {
             }
             if self.ahead.is_none() && self.shared.acks.len() > MOST_UNCONFIRMED {
                 // The server does not take acknowledgements, and each entry that is read makes it one more.
+                if !std::mem::replace(&mut self.told_full, true) {
+                    log::warn!(
+                        "consumer {} reads no more until acknowledgements are confirmed",
+                        self.shared.member.consumer
+                    );
+                }
                 self.shared.stopping.wait(self.shared.settings.backoff.first);
                 continue;
             }
+            self.told_full = false;
             let step = if !own_pending_done {
                 self.read_own_pending(&mut connection).inspect(|_| own_pending_done = true)
             } else if self.ahead.is_none() && self.claim_is_due() && !self.just_claimed {
@@ -317,10 +327,29 @@ fn is_woken(error: &Error) -> bool {
     error.code() == Some("UNBLOCKED")
 }
 
-/// The greatest id that a stream ever had, zero if there is none. `None`: the server does not tell this user.
-pub(super) fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
+/// Where a group stands; a group that is yet to be made with [`StartId::New`] will stand at the stream's end. `None`: the
+/// server does not tell this user.
+pub(super) fn last_delivered(connection: &mut Connection, member: &Member) -> Result<Option<EntryId>> {
+    let end = |info: StreamInfo| {
+        let group = info.groups.iter().find(|group| *group.name == *member.group);
+        group.map_or(info.last_id, |group| group.last_delivered_id)
+    };
+    known(connection, &member.stream_id, end)
+}
+
+/// The greatest id that a stream ever had. `None`: the server does not tell this user.
+fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
+    known(connection, stream_id, |info| info.last_id)
+}
+
+/// What can be read off a stream's properties; zero if there is no stream.
+fn known(
+    connection: &mut Connection,
+    stream_id: &str,
+    read_off: impl FnOnce(StreamInfo) -> EntryId,
+) -> Result<Option<EntryId>> {
     match stream_info(connection, stream_id) {
-        Ok(info) => Ok(Some(info.last_id)),
+        Ok(info) => Ok(Some(read_off(info))),
         // "ERR no such key": all that will come is new.
         Err(error) if error.code() == Some("ERR") => Ok(Some(EntryId::MIN)),
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
