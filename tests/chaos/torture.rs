@@ -19,12 +19,25 @@ impl Torturer<'_> {
     /// One fault after the other, each for a moment.
     pub(crate) fn torture(&mut self, duration: Duration) {
         let started = Instant::now();
+        self.begin();
         while started.elapsed() < duration {
             self.one_fault();
             thread::sleep(Duration::from_millis(self.random.between(20, 400)));
         }
         self.history.note("all is well again");
         self.proxy.heal();
+    }
+
+    /// What every run is to have, whatever its seed: messages without an answer, and messages that cannot be sent.
+    fn begin(&self) {
+        let (proxy, pause) = (self.proxy, Duration::from_millis(900));
+        self.history.note("every answer is swallowed, and then every connection refused");
+        proxy.swallow(Direction::ToClient, true);
+        thread::sleep(pause);
+        proxy.refuse(true);
+        proxy.reset();
+        thread::sleep(pause);
+        proxy.heal();
     }
 
     fn one_fault(&mut self) {
