@@ -48,6 +48,7 @@ struct Shared {
     last_failure: Mutex<Option<Arc<Error>>>,
     opened: AtomicU64,
     failed: AtomicU64,
+    last_connected: Mutex<Option<Instant>>,
     /// The connection that `StepPool::connect` proved, until the pool asks for its first.
     proven: Mutex<Option<Connection>>,
 }
@@ -57,6 +58,9 @@ impl Shared {
         let opened = self.connector.connect(&Interrupter::new());
         let counter = if opened.is_ok() { &self.opened } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
+        if opened.is_ok() {
+            *lock(&self.last_connected) = Some(Instant::now());
+        }
         *lock(&self.last_failure) = opened.as_ref().err().map(|error| Arc::new(error.clone()));
         opened
     }
@@ -78,6 +82,8 @@ pub struct PoolState {
     pub opened: u64,
     /// Attempts to open one that failed.
     pub failed: u64,
+    /// Time since a connection was last opened.
+    pub last_connected: Option<Duration>,
     /// Why the last attempt failed, in words, with its causes; none if it succeeded.
     pub last_error: Option<String>,
 }
@@ -116,6 +122,7 @@ impl StepPool {
             last_failure: Mutex::new(None),
             opened: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            last_connected: Mutex::default(),
             proven: Mutex::new(None),
         });
         let params = shared.connector.params();
@@ -202,6 +209,7 @@ impl StepPool {
             max: self.connections.max_size(),
             opened: self.shared.opened.load(Ordering::Relaxed),
             failed: self.shared.failed.load(Ordering::Relaxed),
+            last_connected: lock(&self.shared.last_connected).map(|at| at.elapsed()),
             last_error: lock(&self.shared.last_failure).as_deref().map(with_causes),
         }
     }

@@ -106,7 +106,7 @@ fn an_unreachable_server_is_the_cause_of_an_exhausted_pool(context: Context) {
         assert!(told.contains(&address) && told.contains("refused"), "{told}");
     }
     let state = pool.state();
-    assert!(state.opened == 0 && state.failed > 0, "{state:?}");
+    assert!(state.opened == 0 && state.failed > 0 && state.last_connected.is_none(), "{state:?}");
     assert!(state.last_error.is_some_and(|error| error.contains(&address) && error.contains("refused")));
 }
 
@@ -194,6 +194,7 @@ fn the_proven_connection_is_the_first_one_used(context: Context) {
     let pool = StepPool::connect(context.params()).unwrap();
     assert_eq!(connections_received(&context.server), before + 1);
     assert_eq!((counts(pool.state()), pool.state().opened), ([1, 1, 0, 10], 1));
+    assert!(pool.state().last_connected.is_some());
     pool.ping().unwrap();
     drop(pool.get().unwrap());
     assert_eq!(connections_received(&context.server), before + 1);
