@@ -11,13 +11,14 @@
 //! folder, and stops it at the end. `RUST_LOG=debug` shows more.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
+mod common;
 mod private_server;
 
-use std::error::Error as StdError;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{AnyError, with_causes};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use log::{info, warn};
 use private_server::PrivateServer;
@@ -215,8 +216,6 @@ impl Summary {
     }
 }
 
-type AnyError = Box<dyn StdError + Send + Sync>;
-
 /// What the main thread waits for.
 enum Event {
     CtrlC,
@@ -225,13 +224,7 @@ enum Event {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("stream_demo: {}", with_causes(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    common::exit_code(run())
 }
 
 fn run() -> Result<(), AnyError> {
@@ -288,16 +281,4 @@ fn count_from_arguments() -> Result<Option<u64>, AnyError> {
         },
         _ => Err("usage: stream_demo [--count N]".into()),
     }
-}
-
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(cause) = source {
-        texts.push(cause.to_string());
-        source = cause.source();
-    }
-    // Errors of the `redis` crate are their own cause.
-    texts.dedup();
-    texts.join(": ")
 }
