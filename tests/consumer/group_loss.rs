@@ -154,3 +154,16 @@ fn a_group_that_exists_goes_on_where_it_stands() {
     bench.stream.publish(&bench.output(), "2").unwrap();
     assert_eq!(take(&consumer, 1), [2]);
 }
+
+#[test]
+fn what_an_existing_group_has_not_read_is_not_skipped_when_the_group_is_lost() {
+    let bench = Bench::start();
+    bench.publish(10);
+    bench.server.command(&["XGROUP", "CREATE", &bench.key, GROUP, "0"]);
+    let input = bench.input().start(StartId::New);
+    let consumer = bench.stream.consumer(input).claim(false).prefetch(1).batch(1).spawn().unwrap();
+    // It has read ahead as far as it may, and waits for room.
+    bench.server.wait_until(|_| consumer.stats().in_flight == 2);
+    lose(&bench, "XGROUP DESTROY");
+    assert_eq!(take(&consumer, 10), (0..10).collect::<Vec<_>>());
+}
