@@ -16,7 +16,7 @@ use crate::entry::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
-pub(crate) use adding::{AddEncoder, dead_letter, encode_add, receive_id, requeue};
+pub(crate) use adding::{dead_letter, encode_add, receive_id, requeue};
 pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refresh};
 pub(crate) use pending::{
     autoclaim, claim, delete_consumer_without_pending, delivery_counts, missing_from_stream, own_pending, set_idle,

@@ -1,5 +1,6 @@
 //! What to read and what to write: the two ends of a stream, as plain data.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -180,17 +181,19 @@ pub enum Retention {
 /// let output = StreamOutput::new("orders").max_length(1000).ttl(Duration::from_secs(120));
 /// # let _ = output;
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StreamOutput {
     pub(crate) stream_id: Arc<str>,
     pub(crate) retention: Retention,
     pub(crate) ttl: Option<Duration>,
+    /// `XADD` up to the first field, encoded by the first message.
+    pub(crate) add_start: OnceLock<Box<[u8]>>,
 }
 
 impl StreamOutput {
     /// Writes to the stream `stream_id`, which is created by the first message and keeps everything.
     pub fn new(stream_id: impl Into<Arc<str>>) -> StreamOutput {
-        StreamOutput { stream_id: stream_id.into(), retention: Retention::All, ttl: None }
+        StreamOutput { stream_id: stream_id.into(), retention: Retention::All, ttl: None, add_start: OnceLock::new() }
     }
 
     /// Keeps about this many entries, never fewer: [`Retention::ApproximateLength`].
@@ -211,6 +214,7 @@ impl StreamOutput {
     /// Sets what the stream keeps. Entries that are trimmed are gone even for groups that have not read them.
     pub fn retention(mut self, retention: Retention) -> StreamOutput {
         self.retention = retention;
+        self.add_start = OnceLock::new();
         self
     }
 
@@ -231,6 +235,16 @@ impl StreamOutput {
             return Err(Error::params("stream_id", "empty; name the stream to write"));
         }
         check_ttl(self.ttl)
+    }
+}
+
+impl fmt::Debug for StreamOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamOutput")
+            .field("stream_id", &self.stream_id)
+            .field("retention", &self.retention)
+            .field("ttl", &self.ttl)
+            .finish()
     }
 }
 

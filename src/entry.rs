@@ -46,9 +46,9 @@ impl EntryId {
 
     /// Reads the form the server sends, `milliseconds-sequence`.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<EntryId> {
-        let dash = bytes.iter().position(|&byte| byte == b'-')?;
-        let (milliseconds, sequence) = bytes.split_at_checked(dash)?;
-        Some(EntryId { milliseconds: digits(milliseconds)?, sequence: digits(sequence.get(1..)?)? })
+        let (milliseconds, rest) = leading_number(bytes)?;
+        let (sequence, rest) = leading_number(rest.strip_prefix(b"-")?)?;
+        rest.is_empty().then_some(EntryId { milliseconds, sequence })
     }
 
     /// The id in the server's form, in `buffer`.
@@ -70,14 +70,35 @@ impl EntryId {
     pub(crate) const LONGEST: usize = 41;
 }
 
-fn digits(bytes: &[u8]) -> Option<u64> {
-    let digit = |byte: u8| Some(u64::from(byte.wrapping_sub(b'0'))).filter(|digit| *digit < 10);
-    match bytes.len() {
-        0 => None,
-        // Nineteen digits cannot overflow.
-        1..=19 => bytes.iter().try_fold(0_u64, |value, &byte| Some(value * 10 + digit(byte)?)),
-        _ => bytes.iter().try_fold(0_u64, |value, &byte| value.checked_mul(10)?.checked_add(digit(byte)?)),
+/// The decimal number at the start, at least one digit of it, and what follows.
+fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    // The milliseconds of this century have thirteen digits.
+    let eight = bytes.split_first_chunk().and_then(|(digits, rest)| Some((eight_digits(*digits)?, rest)));
+    let (mut value, mut rest) = eight.unwrap_or((0, bytes));
+    while let Some((&byte, following)) = rest.split_first() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        value = value.checked_mul(10)?.checked_add(u64::from(digit))?;
+        rest = following;
     }
+    (rest.len() < bytes.len()).then_some((value, rest))
+}
+
+/// The number that eight digits write, all of them read at once: neighbours are joined to pairs, pairs to fours, fours to
+/// the whole.
+fn eight_digits(digits: [u8; 8]) -> Option<u64> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let digits = u64::from_le_bytes(digits);
+    let above_nine = (digits & (0x0f * EACH)) + 6 * EACH;
+    if digits & (0xf0 * EACH) != 0x30 * EACH || above_nine & (0x10 * EACH) != 0 {
+        return None;
+    }
+    let ones = digits & (0x0f * EACH);
+    let pairs = (ones * 10 + (ones >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
 }
 
 impl fmt::Display for EntryId {
@@ -321,13 +342,40 @@ mod tests {
 
     #[test]
     fn ids_are_read_and_written_in_the_servers_form() {
-        for text in ["0-0", "1-2", "18446744073709551615-18446744073709551615"] {
+        for text in ["0-0", "1-2", "1700000000000-12345678", "18446744073709551615-18446744073709551615"] {
             let id: EntryId = text.parse().unwrap();
             let mut buffer = [0; EntryId::LONGEST];
             assert_eq!((id.to_string().as_str(), id.format(&mut buffer)), (text, text.as_bytes()));
         }
-        for text in ["", "-", "1", "1-", "-1", "1-2-3", "a-1", "18446744073709551616-0", " 1-1", "+1-1"] {
+        for text in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "1-2-3",
+            "a-1",
+            "18446744073709551616-0",
+            "12345678",
+            "12345678-",
+            " 1-1",
+            "+1-1",
+        ] {
             assert!(text.parse::<EntryId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn eight_digits_are_read_at_once() {
+        for number in [0, 1, 10_203_040, 12_345_678, 90_000_009, 99_999_999] {
+            assert_eq!(eight_digits(format!("{number:08}").into_bytes().try_into().unwrap()), Some(number));
+        }
+        for at in 0..8 {
+            for wrong in (0..=u8::MAX).filter(|byte| !byte.is_ascii_digit()) {
+                let mut digits = *b"12345678";
+                digits[at] = wrong;
+                assert_eq!(eight_digits(digits), None, "{digits:?}");
+            }
         }
     }
 

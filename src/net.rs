@@ -103,7 +103,8 @@ fn interrupted() -> io::Error {
 pub(crate) struct BoundedSocket {
     socket: Arc<socket2::Socket>,
     deadline: Deadline,
-    /// The deadline began a moment ago: what is left of it need not be asked from the clock.
+    /// Nothing has happened since the deadline began that could take time: what is left of it need not be asked from the
+    /// clock.
     fresh: bool,
     /// What the kernel was last told, so that it is told again only when it matters.
     read_timeout: Duration,
@@ -113,6 +114,11 @@ pub(crate) struct BoundedSocket {
 impl BoundedSocket {
     fn new(socket: Arc<socket2::Socket>, deadline: Deadline) -> BoundedSocket {
         BoundedSocket { socket, deadline, fresh: false, read_timeout: Duration::MAX, write_timeout: Duration::MAX }
+    }
+
+    fn remaining(&self) -> io::Result<Duration> {
+        let limit = self.deadline.limit();
+        if self.fresh && !limit.is_zero() { Ok(limit) } else { self.deadline.remaining() }
     }
 
     /// Whether an idle socket is as it should be: open, with nothing to read.
@@ -141,6 +147,9 @@ pub(crate) enum IdleState {
 /// The kernel's time limit for one system call, when the one it has would overshoot the deadline noticeably, or would wake
 /// us up in vain again and again.
 fn new_timeout(current: Duration, remaining: Duration) -> Option<Duration> {
+    if current == remaining {
+        return None;
+    }
     let tolerated = remaining.saturating_add((remaining / 16).min(Duration::from_millis(20)));
     // A zero would mean no limit at all.
     (current > tolerated || current < remaining / 2).then(|| remaining.max(Duration::from_millis(1)))
@@ -149,7 +158,8 @@ fn new_timeout(current: Duration, remaining: Duration) -> Option<Duration> {
 impl Read for BoundedSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let remaining = self.deadline.remaining()?;
+            let remaining = self.remaining()?;
+            self.fresh = false;
             if let Some(timeout) = new_timeout(self.read_timeout, remaining) {
                 self.socket.set_read_timeout(Some(timeout))?;
                 self.read_timeout = timeout;
@@ -165,16 +175,13 @@ impl Read for BoundedSocket {
 impl Write for BoundedSocket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         loop {
-            let remaining = match std::mem::take(&mut self.fresh) {
-                true if !self.deadline.limit().is_zero() => self.deadline.limit(),
-                _ => self.deadline.remaining()?,
-            };
+            let remaining = self.remaining()?;
             if let Some(timeout) = new_timeout(self.write_timeout, remaining) {
                 self.socket.set_write_timeout(Some(timeout))?;
                 self.write_timeout = timeout;
             }
             match (&*self.socket).write(buffer) {
-                Err(error) if is_call_timeout(&error) => {}
+                Err(error) if is_call_timeout(&error) => self.fresh = false,
                 result => return result,
             }
         }
@@ -261,11 +268,12 @@ impl Socket {
         socket.fresh = false;
     }
 
-    /// Reads and writes end after `limit`, which begins now. A write is to follow at once.
-    pub(crate) fn start_deadline(&mut self, limit: Duration) {
+    /// Reads and writes end after `limit`, which begins now. A write is to follow at once; a `short` one, which the
+    /// system's buffer takes without waiting, and a read behind it need no clock.
+    pub(crate) fn start_deadline(&mut self, limit: Duration, short: bool) {
         let socket = self.bounded_mut();
         socket.deadline = Deadline::after(limit);
-        socket.fresh = true;
+        socket.fresh = short;
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
@@ -378,10 +386,10 @@ mod tests {
         assert!(is_deadline(&error), "{error:?}");
         // Not even when one that began just now was set before and not used.
         let error = writes(|socket| {
-            socket.start_deadline(Duration::from_secs(20));
+            socket.start_deadline(Duration::from_secs(20), true);
             socket.set_deadline(over);
         });
         assert!(is_deadline(&error.unwrap_err()));
-        assert_eq!(writes(|socket| socket.start_deadline(Duration::from_secs(20))).unwrap(), 1);
+        assert_eq!(writes(|socket| socket.start_deadline(Duration::from_secs(20), true)).unwrap(), 1);
     }
 }

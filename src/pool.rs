@@ -158,8 +158,10 @@ impl StepPool {
         let mut left = deadline.limit();
         let mut discarded = None;
         loop {
-            // r2d2 hands out an idle connection whatever the time limit is, so a limit that has run out ends the loop too.
-            let Ok(mut connection) = self.connections.get_timeout(left) else {
+            // One that lies ready costs r2d2 less when it is not told to wait, and is handed out whatever the limit is; so
+            // a limit that has run out ends the loop too.
+            let lent = self.connections.try_get().or_else(|| self.connections.get_timeout(left).ok());
+            let Some(mut connection) = lent else {
                 return Err(self.exhausted(deadline.started().elapsed(), discarded));
             };
             match connection.check_after_idling(self.params().health_check_interval, deadline) {

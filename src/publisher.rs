@@ -1,10 +1,11 @@
 //! A publisher for many threads: callers that publish at the same time share round trips.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::commands::{self, AddEncoder};
+use crate::commands;
 use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
@@ -20,6 +21,10 @@ const QUEUE_BYTES: usize = 1024 * 1024;
 /// How long a turn waits for callers who are likely to come: a quarter of the last round trip, within these bounds. The
 /// shortest is what it takes a few threads to wake up.
 const LINGER: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(2);
+/// A caller whose turn is under way lets other threads run so many times before it sleeps, if round trips are short: being
+/// put to sleep and woken again costs more than a message does.
+const YIELDS: usize = 8;
+const SHORT_ROUND_TRIP: Duration = Duration::from_millis(1);
 
 /// Publishes for many threads over one connection; made by [`StepStream::publisher`]. Clones share it.
 ///
@@ -52,8 +57,6 @@ struct Shared {
     output: StreamOutput,
     queue: Mutex<Queue>,
     room: Condvar,
-    /// As many have come as the last turn carried.
-    gathered: Condvar,
     /// Only the caller whose turn it is locks this.
     connection: Mutex<Option<Connection>>,
 }
@@ -61,27 +64,52 @@ struct Shared {
 /// What waits for the next turn.
 struct Queue {
     batch: Arc<Batch>,
-    encoder: AddEncoder,
     encoded: Vec<u8>,
     messages: usize,
-    /// One of the callers is at the connection, or was told to be.
-    busy: bool,
-    /// The last turn's messages and how long its round trip took: how many are likely to come, and how soon.
-    last_messages: usize,
+    turn: Turn,
+    /// The callers there were when the last turn ended, each with one message: so many are likely to come again.
+    expected: usize,
     last_round_trip: Duration,
+}
+
+/// Who sees to it that what waits is sent. Exactly one of the callers does, or is told to.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    /// Nobody: nothing waits.
+    Free,
+    /// The caller with whose message the expected ones are complete, or the one who waits for them when that takes too long.
+    Open,
+    /// A caller who is at the connection, or was told to go there.
+    Taken,
 }
 
 /// The messages of one turn, and the place where their callers wait.
 struct Batch {
     state: Mutex<BatchState>,
     changed: Condvar,
+    /// The state is no longer [`Phase::Waiting`]: for callers who look without locking it.
+    has_news: AtomicBool,
 }
 
-enum BatchState {
+struct BatchState {
+    phase: Phase,
+    /// Callers to be woken.
+    asleep: usize,
+}
+
+enum Phase {
     Waiting,
-    /// The connection is free: one of the waiting callers is to use it for all of them.
+    /// The connection is free: one of the waiting callers is to see to the next turn.
     YourTurn,
     Done(Vec<Result<EntryId>>),
+}
+
+/// Why a caller stopped waiting.
+#[derive(PartialEq)]
+enum Woken {
+    Done,
+    YourTurn,
+    TimeIsUp,
 }
 
 impl StepStream {
@@ -93,15 +121,13 @@ impl StepStream {
                 pool: self.pool().clone(),
                 queue: Mutex::new(Queue {
                     batch: Batch::new(),
-                    encoder: AddEncoder::new(output.clone()),
                     encoded: Vec::new(),
                     messages: 0,
-                    busy: false,
-                    last_messages: 0,
+                    turn: Turn::Free,
+                    expected: 0,
                     last_round_trip: Duration::ZERO,
                 }),
                 room: Condvar::new(),
-                gathered: Condvar::new(),
                 connection: Mutex::new(None),
                 output,
             }),
@@ -124,39 +150,66 @@ impl Publisher {
         let message = message.into();
         self.shared.output.check()?;
         check_message(&message)?;
-        let (batch, position, my_turn) = self.enqueue(&message);
-        if my_turn || batch.wait() {
-            self.take_turn();
-        }
+        let (queue, position) = self.enqueue(&message);
+        let batch = Arc::clone(&queue.batch);
+        self.see_to(&batch, queue);
         batch.result(position)
     }
 
-    /// Puts a message into the queue: its batch, its position there, and whether the connection is free for it.
-    fn enqueue(&self, message: &Message<'_>) -> (Arc<Batch>, usize, bool) {
+    /// Puts a message into the queue; its position in the queue's batch.
+    fn enqueue(&self, message: &Message<'_>) -> (MutexGuard<'_, Queue>, usize) {
         let shared = &*self.shared;
         let mut queue = lock(&shared.queue);
-        while queue.messages >= QUEUE_MESSAGES || queue.encoded.len() >= QUEUE_BYTES {
+        while queue.is_full() {
             queue = shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let waiting = &mut *queue;
-        waiting.encoder.encode(&mut waiting.encoded, message);
+        commands::encode_add(&mut queue.encoded, &shared.output, message);
         let position = queue.messages;
         queue.messages += 1;
-        if queue.messages == queue.last_messages {
-            shared.gathered.notify_one();
+        (queue, position)
+    }
+
+    /// Returns when the batch is done, with this caller's help if it is called upon.
+    fn see_to<'p>(&'p self, batch: &Batch, mut queue: MutexGuard<'p, Queue>) {
+        loop {
+            // Callers who are likely on their way save a whole round trip if they are waited for a moment.
+            let complete = queue.messages >= queue.expected || queue.is_full();
+            let limit = match queue.turn {
+                Turn::Free | Turn::Open if complete => return self.take_turn(queue),
+                Turn::Free => {
+                    queue.turn = Turn::Open;
+                    Some((queue.last_round_trip / 4).clamp(*LINGER.start(), *LINGER.end()))
+                }
+                Turn::Open | Turn::Taken => None,
+            };
+            let yields = if queue.last_round_trip < SHORT_ROUND_TRIP { YIELDS } else { 0 };
+            drop(queue);
+            let mut woken = batch.wait(yields, limit);
+            if woken == Woken::TimeIsUp {
+                queue = lock(&self.shared.queue);
+                if queue.is_open_for(batch) {
+                    return self.take_turn(queue);
+                }
+                // Another caller completed it, and has sent it or is about to.
+                drop(queue);
+                woken = batch.wait(0, None);
+            }
+            if woken == Woken::Done {
+                return;
+            }
+            queue = lock(&self.shared.queue);
+            queue.turn = Turn::Free;
         }
-        let my_turn = !std::mem::replace(&mut queue.busy, true);
-        (Arc::clone(&queue.batch), position, my_turn)
     }
 
     /// Publishes all that has gathered, this caller's message among it, and passes the turn on.
-    fn take_turn(&self) {
+    fn take_turn(&self, mut queue: MutexGuard<'_, Queue>) {
         let shared = &*self.shared;
-        let mut queue = self.linger();
+        queue.turn = Turn::Taken;
+        let was_full = queue.is_full();
         let batch = std::mem::replace(&mut queue.batch, Batch::new());
         let encoded = std::mem::take(&mut queue.encoded);
         let messages = std::mem::take(&mut queue.messages);
-        let was_full = messages >= QUEUE_MESSAGES || encoded.len() >= QUEUE_BYTES;
         drop(queue);
         if was_full {
             shared.room.notify_all();
@@ -168,30 +221,22 @@ impl Publisher {
 
         let mut queue = lock(&shared.queue);
         // After a failure nobody is waited for.
-        queue.last_messages = if results.iter().any(Result::is_ok) { messages } else { 0 };
+        queue.expected = if results.iter().any(Result::is_ok) { messages + queue.messages } else { 0 };
         queue.last_round_trip = round_trip;
         if queue.encoded.capacity() == 0 {
             queue.encoded = encoded;
             queue.encoded.clear();
         }
         let next = (queue.messages > 0).then(|| Arc::clone(&queue.batch));
-        queue.busy = next.is_some();
+        if next.is_none() {
+            queue.turn = Turn::Free;
+        }
         drop(queue);
         // First the next turn, which has the server wait; then the callers of this one.
         if let Some(next) = next {
             next.pass_turn();
         }
         batch.finish(results);
-    }
-
-    /// When the last turn carried more messages than have gathered now, their callers are likely on their way back: a moment's
-    /// wait for them saves them a whole round trip.
-    fn linger(&self) -> MutexGuard<'_, Queue> {
-        let queue = lock(&self.shared.queue);
-        let limit = (queue.last_round_trip / 4).clamp(*LINGER.start(), *LINGER.end());
-        let on_their_way = |queue: &mut Queue| queue.messages < queue.last_messages;
-        let waited = self.shared.gathered.wait_timeout_while(queue, limit, on_their_way);
-        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// One result for each message.
@@ -210,10 +255,10 @@ impl Publisher {
             Ok(connection) => {
                 while results.len() < messages {
                     let result = commands::receive_id(connection, "XADD");
-                    let failed = connection.is_failed();
-                    results.push(result.clone());
-                    if failed {
+                    if connection.is_failed() {
                         results.resize(messages, result);
+                    } else {
+                        results.push(result);
                     }
                 }
                 conclude_add(connection, &self.shared.output);
@@ -245,44 +290,88 @@ impl Publisher {
     }
 }
 
-impl Batch {
-    fn new() -> Arc<Batch> {
-        Arc::new(Batch { state: Mutex::new(BatchState::Waiting), changed: Condvar::new() })
+impl Queue {
+    fn is_full(&self) -> bool {
+        self.messages >= QUEUE_MESSAGES || self.encoded.len() >= QUEUE_BYTES
     }
 
-    /// Waits until the batch is done, or until it is this caller's turn to see to it; whether it is.
-    fn wait(&self) -> bool {
+    /// Whether this batch waits still for somebody to send it.
+    fn is_open_for(&self, batch: &Batch) -> bool {
+        self.turn == Turn::Open && std::ptr::eq(&*self.batch, batch)
+    }
+}
+
+impl Batch {
+    fn new() -> Arc<Batch> {
+        Arc::new(Batch {
+            state: Mutex::new(BatchState { phase: Phase::Waiting, asleep: 0 }),
+            changed: Condvar::new(),
+            has_news: AtomicBool::new(false),
+        })
+    }
+
+    /// Waits until the batch is done, until it is this caller's turn, or for `limit`, sleeping only after so many yields.
+    fn wait(&self, yields: usize, limit: Option<Duration>) -> Woken {
+        for _ in 0..yields {
+            if self.has_news.load(Ordering::Acquire) {
+                break;
+            }
+            std::thread::yield_now();
+        }
         let mut state = lock(&self.state);
         loop {
-            match *state {
-                BatchState::Done(_) => return false,
-                BatchState::YourTurn => {
-                    *state = BatchState::Waiting;
-                    return true;
+            match state.phase {
+                Phase::Done(_) => return Woken::Done,
+                Phase::YourTurn => {
+                    state.phase = Phase::Waiting;
+                    self.has_news.store(false, Ordering::Release);
+                    return Woken::YourTurn;
                 }
-                BatchState::Waiting => {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                Phase::Waiting => {}
+            }
+            state.asleep += 1;
+            let time_is_up;
+            (state, time_is_up) = match limit {
+                None => (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false),
+                Some(limit) => {
+                    let (state, waited) =
+                        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
+                    (state, waited.timed_out())
                 }
+            };
+            state.asleep -= 1;
+            if time_is_up && matches!(state.phase, Phase::Waiting) {
+                return Woken::TimeIsUp;
             }
         }
     }
 
     fn pass_turn(&self) {
-        *lock(&self.state) = BatchState::YourTurn;
-        self.changed.notify_one();
+        if self.change(Phase::YourTurn) > 0 {
+            self.changed.notify_one();
+        }
     }
 
     fn finish(&self, results: Vec<Result<EntryId>>) {
-        *lock(&self.state) = BatchState::Done(results);
-        self.changed.notify_all();
+        if self.change(Phase::Done(results)) > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many callers are to be woken for it.
+    fn change(&self, phase: Phase) -> usize {
+        let mut state = lock(&self.state);
+        state.phase = phase;
+        self.has_news.store(true, Ordering::Release);
+        state.asleep
     }
 
     fn result(&self, position: usize) -> Result<EntryId> {
-        match &*lock(&self.state) {
-            BatchState::Done(results) => {
+        match &lock(&self.state).phase {
+            Phase::Done(results) => {
                 results.get(position).cloned().unwrap_or(Err(Error::reply("XADD", "no reply for this message")))
             }
-            BatchState::Waiting | BatchState::YourTurn => Err(Error::reply("XADD", "no reply for this message")),
+            Phase::Waiting | Phase::YourTurn => Err(Error::reply("XADD", "no reply for this message")),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use redis::{PushKind, Value, VerbatimFormat};
 
-pub(crate) use command::{Command, push_argument};
+pub(crate) use command::{Command, header, push_argument};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;

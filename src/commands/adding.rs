@@ -5,7 +5,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Member, Retention, StreamOutput};
 use crate::entry::{EntryId, Message};
 use crate::error::Result;
-use crate::resp::{Command, Token, push_argument};
+use crate::resp::{Command, Token, header, push_argument};
 
 /// Copies to the dead letter stream, then acknowledges, if the entry is still pending for this consumer. A copy that is
 /// refused ends the script before the acknowledgement.
@@ -25,63 +25,27 @@ return id";
 /// Lua's `unpack` puts its results on a stack of 8,000 places; messages with more fields than this take two steps.
 const MAX_SCRIPT_FIELDS: usize = 3_000;
 
-/// Encodes `XADD stream [MAXLEN|MINID ...] * field value ...`.
-pub(crate) fn encode_add(connection: &mut Connection, output: &StreamOutput, message: &Message<'_>) {
-    write_add(connection.command("XADD", add_arguments(output, message)), output, message);
-}
-
-/// `XADD` for many messages to one stream: what does not change from one to the next is encoded once.
-#[derive(Debug)]
-pub(crate) struct AddEncoder {
-    output: StreamOutput,
-    /// The command up to the first field, for messages of so many fields.
-    start: Vec<u8>,
-    fields: usize,
-}
-
-impl AddEncoder {
-    pub(crate) fn new(output: StreamOutput) -> AddEncoder {
-        AddEncoder { output, start: Vec::new(), fields: 0 }
-    }
-
-    /// Appends the command to a buffer that a connection takes later.
-    pub(crate) fn encode(&mut self, out: &mut Vec<u8>, message: &Message<'_>) {
-        if self.fields != message.len() {
-            self.fields = message.len();
-            self.start.clear();
-            let mut command = Command::new(&mut self.start, add_arguments(&self.output, message))
-                .arg("XADD")
-                .arg(&*self.output.stream_id);
-            push_add(&mut command, &self.output, |_| {});
-            command.leave(2 * self.fields);
-        }
-        out.extend_from_slice(&self.start);
-        message.for_each_field(|name, value| {
-            push_argument(out, name);
-            push_argument(out, value);
-        });
-    }
-}
-
-fn add_arguments(output: &StreamOutput, message: &Message<'_>) -> usize {
-    3 + retention_arguments(output.retention) + 2 * message.len()
-}
-
-fn write_add(command: Command<'_>, output: &StreamOutput, message: &Message<'_>) {
-    let mut command = command.arg(&*output.stream_id);
-    push_add(&mut command, output, |command| {
-        message.for_each_field(|name, value| {
-            command.push(name);
-            command.push(value);
-        });
+/// Encodes `XADD stream [MAXLEN|MINID ...] * field value ...`. What is the same for all messages to a stream is encoded once.
+pub(crate) fn encode_add(request: &mut Vec<u8>, output: &StreamOutput, message: &Message<'_>) {
+    let start = output.add_start.get_or_init(|| {
+        let mut start = Vec::new();
+        let command = Command::part(&mut start, 3 + retention_arguments(output.retention));
+        push_add(&mut command.arg("XADD").arg(&*output.stream_id), output, |_| {});
+        start.into()
+    });
+    header(request, b'*', 3 + retention_arguments(output.retention) + 2 * message.len());
+    request.extend_from_slice(start);
+    message.for_each_field(|name, value| {
+        push_argument(request, name);
+        push_argument(request, value);
     });
 }
 
 /// The reply to [`encode_add`].
 pub(crate) fn receive_id(connection: &mut Connection, command: &'static str) -> Result<EntryId> {
-    connection.receive()?.decode(command, |reply| {
-        EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
-    })
+    connection
+        .receive()?
+        .decode_string(command, |id| EntryId::from_bytes(id).ok_or("an entry id that is not milliseconds-sequence"))
 }
 
 /// Copies an entry to the dead letter stream and acknowledges it. `None`: it was no longer this consumer's, and nothing was

@@ -33,10 +33,28 @@ impl<'a> Reply<'a> {
         command: &'static str,
         decode: impl FnOnce(&mut Cursor<'a>) -> Result<T, Malformed>,
     ) -> Result<T> {
-        match self.token()? {
-            Token::Error(line) | Token::BlobError(line) => Err(Error::server(command, redis_error(line))),
-            _ => decode(&mut Cursor::new(self.bytes)).map_err(|reason| Error::reply(command, reason)),
+        if let Some(b'-' | b'!') = self.bytes.first()
+            && let Token::Error(line) | Token::BlobError(line) = self.token()?
+        {
+            return Err(Error::server(command, redis_error(line)));
         }
+        decode(&mut Cursor::new(self.bytes)).map_err(|reason| Error::reply(command, reason))
+    }
+
+    /// Decodes a reply that should be one string, after a server's error has been turned into ours.
+    pub(crate) fn decode_string<T>(
+        self,
+        command: &'static str,
+        decode: impl FnOnce(&'a [u8]) -> Result<T, Malformed>,
+    ) -> Result<T> {
+        // The scanner has seen that the string is whole, so its length need not be read again.
+        if let [b'$', rest @ .., b'\r', b'\n'] = self.bytes
+            && let Some(end_of_header) = rest.iter().position(|byte| *byte == b'\n')
+            && let Some(string) = rest.get(end_of_header + 1..)
+        {
+            return decode(string).map_err(|reason| Error::reply(command, reason));
+        }
+        self.decode(command, |reply| decode(reply.bytes()?))
     }
 
     /// The reply as the `redis` crate's value; a server's error is a value too.

@@ -11,6 +11,11 @@ impl<'a> Command<'a> {
     /// Starts a command of `arguments` arguments, its name among them.
     pub(crate) fn new(out: &'a mut Vec<u8>, arguments: usize) -> Command<'a> {
         header(out, b'*', arguments);
+        Command::part(out, arguments)
+    }
+
+    /// So many arguments of a command that somebody else starts.
+    pub(crate) fn part(out: &'a mut Vec<u8>, arguments: usize) -> Command<'a> {
         Command { out, missing: arguments }
     }
 
@@ -27,11 +32,6 @@ impl<'a> Command<'a> {
     pub(crate) fn push(&mut self, argument: &[u8]) {
         push_argument(self.out, argument);
         self.missing = self.missing.wrapping_sub(1);
-    }
-
-    /// Somebody else appends the last arguments.
-    pub(crate) fn leave(mut self, arguments: usize) {
-        self.missing = self.missing.wrapping_sub(arguments);
     }
 }
 
@@ -53,8 +53,18 @@ impl Drop for Command<'_> {
     }
 }
 
-pub(super) fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
-    out.push(kind);
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-    out.extend_from_slice(b"\r\n");
+#[inline]
+pub(crate) fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
+    // Nearly all lengths and counts have one digit or two.
+    match u8::try_from(number) {
+        Ok(number @ ..10) => out.extend_from_slice(&[kind, b'0' + number, b'\r', b'\n']),
+        Ok(number @ ..100) => {
+            out.extend_from_slice(&[kind, b'0' + number / 10, b'0' + number % 10, b'\r', b'\n']);
+        }
+        _ => {
+            out.push(kind);
+            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::StepStream;
-use crate::commands::{self, AddEncoder};
+use crate::commands;
 use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
@@ -29,7 +29,7 @@ impl StepStream {
         output.check()?;
         check_message(&message)?;
         let mut connection = self.pool.get()?;
-        commands::encode_add(&mut connection, output, &message);
+        connection.append(1, |request| commands::encode_add(request, output, &message));
         if let Some(ttl) = output.ttl {
             commands::encode_refresh(&mut connection, &output.stream_id, ttl);
         }
@@ -58,13 +58,7 @@ impl StepStream {
         let Some(first) = messages.peek() else { return Ok(Vec::new()) };
         check_message(first)?;
         let mut connection = self.pool.get()?;
-        let mut batch = Batch {
-            output,
-            encoder: AddEncoder::new(output.clone()),
-            connection: &mut connection,
-            confirmed: Vec::new(),
-            pieces: Vec::new(),
-        };
+        let mut batch = Batch { output, connection: &mut connection, confirmed: Vec::new(), pieces: Vec::new() };
         let failure = match batch.publish(messages) {
             Ok(()) => return Ok(batch.confirmed.into_iter().flatten().collect()),
             Err(error) => error,
@@ -79,7 +73,6 @@ impl StepStream {
 /// A batch that is being published.
 struct Batch<'b> {
     output: &'b StreamOutput,
-    encoder: AddEncoder,
     connection: &'b mut Connection,
     /// One item for each message that was taken: its id once confirmed. Messages are confirmed in order.
     confirmed: Vec<Option<EntryId>>,
@@ -127,8 +120,8 @@ impl Batch<'_> {
                 self.confirmed.push(None);
                 return Err(error);
             }
-            let encoder = &mut self.encoder;
-            self.connection.append(1, |request| encoder.encode(request, &message));
+            let output = self.output;
+            self.connection.append(1, |request| commands::encode_add(request, output, &message));
             self.confirmed.push(None);
             piece += 1;
         }
