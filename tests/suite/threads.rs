@@ -1,19 +1,20 @@
 //! Many threads share a pool and its streams, and every entry arrives exactly once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use step_redis::{
-    Connection, DeadLetter, Delivery, Entry, Error, Interrupter, Message, PoolParams, PooledConnection, StepPool,
-    StepStream, StreamInput, StreamOutput,
+    Connection, DeadLetter, Delivery, Entry, EntryId, Error, Interrupter, Message, PoolParams, PooledConnection,
+    StepPool, StepStream, StreamInput, StreamOutput,
 };
 
 use crate::context::{Context, STREAM};
 
 both_protocols! {
     eight_publishers_and_four_receivers_share_a_pool_of_four,
+    callers_of_one_publisher_come_and_go_at_their_own_pace,
 }
 
 const PUBLISHERS: usize = 8;
@@ -75,6 +76,42 @@ fn eight_publishers_and_four_receivers_share_a_pool_of_four(context: Context) {
     assert_eq!(stream.pending(&input).unwrap().total, 0);
     let state = stream.pool().state();
     assert!(state.connections <= 4 && state.in_use == 0, "{state:?}");
+}
+
+/// Some publish without a pause, others pause for longer than a turn waits for them, so that turns are complete, run out
+/// of patience and stand open in every mixture.
+fn callers_of_one_publisher_come_and_go_at_their_own_pace(context: Context) {
+    const EACH: u64 = 400;
+    let stream = &context.stream;
+    let publisher = stream.publisher(StreamOutput::new(STREAM));
+    let told: Vec<Vec<(EntryId, String)>> = thread::scope(|scope| {
+        let callers: Vec<_> = (0..12_u64)
+            .map(|caller| {
+                let publisher = publisher.clone();
+                let publish = move |number| {
+                    match (caller + number) % 7 * (caller % 4) {
+                        0 => {}
+                        pause => thread::sleep(Duration::from_micros(20 * pause)),
+                    }
+                    let text = format!("{caller} {number}");
+                    (publisher.publish(&text).unwrap(), text)
+                };
+                scope.spawn(move || (0..EACH).map(publish).collect())
+            })
+            .collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+
+    for of_one_caller in &told {
+        assert!(of_one_caller.is_sorted(), "a caller's messages keep their order");
+    }
+    let told: HashMap<EntryId, String> = told.into_iter().flatten().collect();
+    let mut there = stream.receive_batch(&context.input(), 2 * told.len()).unwrap();
+    assert_eq!(there.len(), told.len());
+    for delivery in there.drain(..) {
+        assert_eq!(told.get(&delivery.id()).map(String::as_str), delivery.text().ok());
+        delivery.ack().unwrap();
+    }
 }
 
 #[test]
