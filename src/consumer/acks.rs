@@ -29,6 +29,19 @@ struct State {
     /// Somebody wants the keeper to look around.
     call: bool,
     closed: bool,
+    /// The reader is about to take along what is there: the keeper need not be woken because there is much of it.
+    reader_is_near: bool,
+}
+
+impl State {
+    fn take(&mut self) -> Vec<EntryId> {
+        if self.ids.len() > MAX_IDS {
+            return self.ids.drain(..MAX_IDS).collect();
+        }
+        self.since = None;
+        let capacity = self.ids.capacity();
+        std::mem::replace(&mut self.ids, Vec::with_capacity(capacity.min(MAX_IDS)))
+    }
 }
 
 impl AckQueue {
@@ -44,7 +57,7 @@ impl AckQueue {
         }
         let before = state.ids.len();
         state.ids.extend_from_slice(ids);
-        let full = before < self.max && state.ids.len() >= self.max;
+        let full = before < self.max && state.ids.len() >= self.max && !state.reader_is_near;
         let first = state.since.is_none();
         if first {
             state.since = Some(Instant::now());
@@ -57,13 +70,22 @@ impl AckQueue {
 
     /// Takes what is there, up to what one command carries.
     pub(super) fn take(&self) -> Vec<EntryId> {
+        lock(&self.state).take()
+    }
+
+    /// The same for the reader, which comes again at once unless its request `waits` for entries at the server.
+    pub(super) fn take_along(&self, waits: bool) -> Vec<EntryId> {
         let mut state = lock(&self.state);
-        if state.ids.len() > MAX_IDS {
-            return state.ids.drain(..MAX_IDS).collect();
+        state.reader_is_near = !waits;
+        state.take()
+    }
+
+    /// The reader waits for handlers, and may be long in coming.
+    pub(super) fn reader_is_held_up(&self) {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.reader_is_near) && state.ids.len() >= self.max {
+            self.keeper.notify_one();
         }
-        state.since = None;
-        let capacity = state.ids.capacity();
-        std::mem::replace(&mut state.ids, Vec::with_capacity(capacity.min(MAX_IDS)))
     }
 
     /// Puts back what could not be confirmed. Acknowledging twice does no harm.

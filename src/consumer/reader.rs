@@ -3,6 +3,7 @@
 mod known;
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError, select};
@@ -209,7 +210,7 @@ impl Reader {
     /// Sends a request for new entries, and acknowledgements along with it.
     fn request(&self, connection: &mut Connection, block: Option<Duration>) -> Result<Vec<EntryId>> {
         let shared = &self.shared;
-        let acks = shared.acks.take();
+        let acks = shared.acks.take_along(block.is_some());
         let sent = shared.reader.waiting(|| {
             commands::send_read(connection, &shared.member, &acks, shared.settings.batch, block, shared.input.ttl)
         });
@@ -252,15 +253,25 @@ impl Reader {
     }
 
     fn send(&self, item: Result<Delivery>) -> Result<(), Stopped> {
-        let item = match self.channel.try_send(item) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(item)) => item,
-            Err(TrySendError::Disconnected(_)) => return Err(Stopped),
-        };
+        let Some(item) = self.try_send(item)? else { return Ok(()) };
+        // Let the handlers run before lying down: each place they make would wake this thread for a single entry, and where
+        // there is one core for both, it would run at once and lie down again.
+        thread::yield_now();
+        let Some(item) = self.try_send(item)? else { return Ok(()) };
+        self.shared.acks.reader_is_held_up();
         select! {
             send(self.channel, item) -> sent => sent.map_err(|_| Stopped),
             // What is in hand stays pending, as what is in the channel does.
             recv(self.shared.abandoned.waiters()) -> _ => Err(Stopped),
+        }
+    }
+
+    /// Gives the item back when the channel is full.
+    fn try_send(&self, item: Result<Delivery>) -> Result<Option<Result<Delivery>>, Stopped> {
+        match self.channel.try_send(item) {
+            Ok(()) => Ok(None),
+            Err(TrySendError::Full(item)) => Ok(Some(item)),
+            Err(TrySendError::Disconnected(_)) => Err(Stopped),
         }
     }
 

@@ -46,6 +46,26 @@ fn a_full_queue_is_sent_without_waiting_for_its_delay() {
 }
 
 #[test]
+fn a_full_queue_is_sent_although_the_reader_is_held_up_by_a_full_channel() {
+    const MANY: &str = "for i=1,30 do redis.call('XADD',KEYS[1],'*','message',i) end";
+    let bench = Bench::start();
+    bench.publish(10);
+    let mode = AckMode::Queued { max: 10, delay: LONG * 10 };
+    let consumer = quiet(&bench).prefetch(10).batch(10).ack_mode(mode).spawn().unwrap();
+    let deliveries: Vec<_> = (0..10).map(|_| next(&consumer)).collect();
+    bench.wait_until_blocked();
+    // All at once, so that one read comes back full, the next is sent ahead, and what it brings finds no room.
+    bench.server.command(&["EVAL", MANY, "1", &bench.key]);
+    bench.server.wait_until(|_| bench.pending() == 30);
+    let acked = Instant::now();
+    deliveries.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    bench.server.wait_until(|_| bench.pending() == 20);
+    // Once a second the keeper looks around, whether it was called or not.
+    assert!(acked.elapsed() < Duration::from_millis(500), "{:?}", acked.elapsed());
+    assert_eq!(consumer.stats().queued, 10);
+}
+
+#[test]
 fn close_flushes_what_is_queued() {
     const ENTRIES: usize = 3_000;
     let bench = Bench::start();
