@@ -34,6 +34,11 @@ struct State {
 }
 
 impl State {
+    /// So many wait that they are to be sent now, and it is the keeper who has to.
+    fn is_full(&self, max: usize) -> bool {
+        self.ids.len() >= max && !self.reader_is_near
+    }
+
     fn take(&mut self) -> Vec<EntryId> {
         if self.ids.len() > MAX_IDS {
             return self.ids.drain(..MAX_IDS).collect();
@@ -55,9 +60,9 @@ impl AckQueue {
         if state.closed {
             return false;
         }
-        let before = state.ids.len();
+        let was_full = state.is_full(self.max);
         state.ids.extend_from_slice(ids);
-        let full = before < self.max && state.ids.len() >= self.max && !state.reader_is_near;
+        let full = !was_full && state.is_full(self.max);
         let first = state.since.is_none();
         if first {
             state.since = Some(Instant::now());
@@ -77,13 +82,21 @@ impl AckQueue {
     pub(super) fn take_along(&self, waits: bool) -> Vec<EntryId> {
         let mut state = lock(&self.state);
         state.reader_is_near = !waits;
-        state.take()
+        let ids = state.take();
+        self.call_if_full(&state);
+        ids
     }
 
     /// The reader waits for handlers, and may be long in coming.
     pub(super) fn reader_is_held_up(&self) {
         let mut state = lock(&self.state);
-        if std::mem::take(&mut state.reader_is_near) && state.ids.len() >= self.max {
+        if std::mem::take(&mut state.reader_is_near) {
+            self.call_if_full(&state);
+        }
+    }
+
+    fn call_if_full(&self, state: &State) {
+        if state.is_full(self.max) {
             self.keeper.notify_one();
         }
     }
@@ -125,7 +138,7 @@ impl AckQueue {
         loop {
             let now = Instant::now();
             let acks_due = match state.since {
-                Some(_) if state.ids.len() >= self.max => Some(now),
+                Some(_) if state.is_full(self.max) => Some(now),
                 Some(since) => Some(since.checked_add(self.delay).unwrap_or(until)),
                 None => None,
             };
