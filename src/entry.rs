@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 mod decode;
 
-pub(crate) use decode::{Claimed, Delivered, claimed, delivered, entries};
+pub(crate) use decode::{Claimed, Received, claimed, entries, received};
 
 /// The field that carries the payload of a message made of a plain string or bytes.
 pub(crate) const PAYLOAD_FIELD: &[u8] = b"message";
@@ -174,6 +174,7 @@ struct FieldPacker(Vec<u8>);
 impl FieldPacker {
     /// `None` when a name or value is longer than a `u32` counts; the server's own bound is far below.
     fn push(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        self.0.reserve(8 + name.len() + value.len());
         self.0.extend_from_slice(&u32::try_from(name.len()).ok()?.to_le_bytes());
         self.0.extend_from_slice(&u32::try_from(value.len()).ok()?.to_le_bytes());
         self.0.extend_from_slice(name);

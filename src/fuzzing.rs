@@ -4,7 +4,7 @@
 
 use redis::{PushKind, ServerError, Value};
 
-use crate::entry::{self, Delivered, EntryId};
+use crate::entry::{self, Entry, EntryId};
 use crate::params::PoolParams;
 use crate::resp::{Cursor, Malformed, Scanner};
 
@@ -36,15 +36,15 @@ pub fn decode_entries(bytes: &[u8]) {
     let value = decode(reply).ok();
 
     if let (Ok(entries), Some(value)) = (entry::entries(&mut Cursor::new(reply)), &value) {
-        let ours = entries.into_iter().map(Delivered::Entry).map(flat).collect();
+        let ours = entries.into_iter().map(flat).collect();
         let mut expected = list(value);
         if let Some(expected) = &mut expected {
             expected.retain(|(_, fields)| fields.is_some());
         }
         assert_same_entries(ours, expected);
     }
-    if let (Ok(delivered), Some(value)) = (entry::delivered(&mut Cursor::new(reply)), &value) {
-        let expected = match value {
+    if let (Ok(received), Some(value)) = (entry::received(&mut Cursor::new(reply)), &value) {
+        let mut expected = match value {
             Value::Nil => Some(Vec::new()),
             Value::Array(streams) => match streams.as_slice() {
                 [] => Some(Vec::new()),
@@ -54,10 +54,15 @@ pub fn decode_entries(bytes: &[u8]) {
             Value::Map(streams) => streams.first().map_or(Some(Vec::new()), |(_, entries)| list(entries)),
             _ => panic!("accepted, and is no list of streams"),
         };
-        assert_same_entries(delivered.into_iter().map(flat).collect(), expected);
+        if let Some(expected) = &mut expected {
+            expected.sort_by_key(|(_, fields)| fields.is_none());
+        }
+        let gone = received.gone.into_iter().map(|id| (id, None));
+        let entries = received.entries.into_iter().map(|(entry, _)| flat(entry));
+        assert_same_entries(entries.chain(gone).collect(), expected);
     }
     if let (Ok(claimed), Some(value)) = (entry::claimed(&mut Cursor::new(reply)), &value) {
-        let ours = claimed.entries.into_iter().map(Delivered::Entry).map(flat).collect();
+        let ours = claimed.entries.into_iter().map(flat).collect();
         let mut expected = items(value).and_then(|parts| list(parts.get(1)?));
         if let Some(expected) = &mut expected {
             expected.retain(|(_, fields)| fields.is_some());
@@ -220,13 +225,8 @@ fn footprint(value: &Value) -> usize {
 /// An entry's id, and its names and values; `None` when the content is gone.
 type FlatEntry = (EntryId, Option<Vec<Vec<u8>>>);
 
-fn flat(delivered: Delivered) -> FlatEntry {
-    match delivered {
-        Delivered::Gone(id) => (id, None),
-        Delivered::Entry(entry) => {
-            (entry.id(), Some(entry.fields().flat_map(|(name, value)| [name.to_vec(), value.to_vec()]).collect()))
-        }
-    }
+fn flat(entry: Entry) -> FlatEntry {
+    (entry.id(), Some(entry.fields().flat_map(|(name, value)| [name.to_vec(), value.to_vec()]).collect()))
 }
 
 fn assert_same_entries(ours: Vec<FlatEntry>, expected: Option<Vec<FlatEntry>>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{conclude_refresh, encode_refresh, integer, push_id, receive_refresh};
 use crate::connection::Connection;
 use crate::endpoint::{Member, StartId, StreamInput, milliseconds};
-use crate::entry::{self, Delivered, EntryId};
+use crate::entry::{self, EntryId, Received};
 use crate::error::Result;
 use crate::net::Deadline;
 
@@ -74,11 +74,7 @@ pub(crate) fn receive_acked(connection: &mut Connection) -> Result<()> {
 }
 
 /// The other replies to [`send_read`], which was given the same `ttl`.
-pub(crate) fn receive_read(
-    connection: &mut Connection,
-    member: &Member,
-    ttl: Option<Duration>,
-) -> Result<Vec<Delivered>> {
+pub(crate) fn receive_read(connection: &mut Connection, member: &Member, ttl: Option<Duration>) -> Result<Received> {
     let Some(ttl) = ttl else { return receive_entries(connection) };
     let refresh = match receive_refresh(connection) {
         Err(error) if connection.is_failed() => return Err(error),
@@ -89,8 +85,8 @@ pub(crate) fn receive_read(
     Ok(entries)
 }
 
-fn receive_entries(connection: &mut Connection) -> Result<Vec<Delivered>> {
-    connection.receive()?.decode("XREADGROUP", entry::delivered)
+fn receive_entries(connection: &mut Connection) -> Result<Received> {
+    connection.receive()?.decode("XREADGROUP", entry::received)
 }
 
 /// Encodes `XACK stream group id...`.

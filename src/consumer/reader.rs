@@ -14,7 +14,7 @@ use crate::commands;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Settle};
 use crate::endpoint::{Member, StartId};
-use crate::entry::{Delivered, Entry, EntryId};
+use crate::entry::{Entry, EntryId, Received};
 use crate::error::{Error, Result, with_causes};
 use crate::signal::lock;
 use crate::stream::{StreamInfo, next_block, stream_info};
@@ -182,15 +182,7 @@ impl Reader {
             Some(acks) => acks,
             None => self.request(connection, self.block())?,
         };
-        let received = shared.reader.waiting(|| receive(connection, &shared, acks))?;
-        let mut entries = Vec::with_capacity(received.len());
-        let mut gone = Vec::new();
-        for delivered in received {
-            match delivered {
-                Delivered::Entry(entry) => entries.push((entry, 1)),
-                Delivered::Gone(id) => gone.push(id),
-            }
-        }
+        let Received { mut entries, gone } = shared.reader.waiting(|| receive(connection, &shared, acks))?;
         if let Some((entry, _)) = entries.last() {
             self.last_seen = self.last_seen.max(Some(entry.id()));
         }
@@ -314,7 +306,7 @@ impl Reader {
 }
 
 /// Takes the replies to a request: to the acknowledgements that went along, and the entries.
-fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> Result<Vec<Delivered>> {
+fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> Result<Received> {
     if !acks.is_empty() {
         // Before the entries, which may be long in coming.
         match commands::receive_acked(connection) {

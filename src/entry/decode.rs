@@ -3,12 +3,13 @@
 use super::{Entry, EntryId, FieldPacker};
 use crate::resp::{Cursor, Malformed, Token};
 
-/// What `XREADGROUP` and the claim commands hand out.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Delivered {
-    Entry(Entry),
-    /// The entry is pending, but its content was trimmed or deleted.
-    Gone(EntryId),
+/// The reply of `XREADGROUP`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// The entries, each with the number of its deliveries: this is the first.
+    pub(crate) entries: Vec<(Entry, u64)>,
+    /// Pending entries whose content was trimmed or deleted.
+    pub(crate) gone: Vec<EntryId>,
 }
 
 /// The reply of `XAUTOCLAIM`.
@@ -23,10 +24,19 @@ pub(crate) struct Claimed {
     pub(crate) holes: usize,
 }
 
+/// One element of a list of entries.
+enum Element {
+    Entry(Entry),
+    /// The entry is pending, but its content was trimmed or deleted.
+    Gone(EntryId),
+    /// Before Redis 7.0, what is left of an entry whose content is gone.
+    Hole,
+}
+
 /// Decodes the reply of `XREADGROUP` for one stream: an array of pairs in RESP2, a map in RESP3, null when nothing came.
-pub(crate) fn delivered(reply: &mut Cursor<'_>) -> Result<Vec<Delivered>, Malformed> {
+pub(crate) fn received(reply: &mut Cursor<'_>) -> Result<Received, Malformed> {
     let streams = match reply.next()? {
-        Token::Nil => return Ok(Vec::new()),
+        Token::Nil => return Ok(Received::default()),
         Token::Map(streams) => streams,
         Token::Array(streams) => {
             for _ in 0..streams.min(1) {
@@ -39,17 +49,21 @@ pub(crate) fn delivered(reply: &mut Cursor<'_>) -> Result<Vec<Delivered>, Malfor
         _ => return Err("something else where streams belong"),
     };
     match streams {
-        0 => Ok(Vec::new()),
+        0 => Ok(Received::default()),
         1 => {
             reply.bytes()?;
             let count = reply.array()?.unwrap_or_default();
             // A complete reply really holds this many entries, so the capacity is not the peer's to choose.
-            let mut delivered = Vec::with_capacity(count);
+            let mut received = Received { entries: Vec::with_capacity(count), gone: Vec::new() };
             let mut packer = FieldPacker::default();
             for _ in 0..count {
-                delivered.extend(one(reply, &mut packer)?);
+                match one(reply, &mut packer)? {
+                    Element::Entry(entry) => received.entries.push((entry, 1)),
+                    Element::Gone(id) => received.gone.push(id),
+                    Element::Hole => {}
+                }
             }
-            Ok(delivered)
+            Ok(received)
         }
         _ => Err("more streams than were asked for"),
     }
@@ -65,9 +79,9 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
     let mut claimed = Claimed { next: id(reply)?, ..Claimed::default() };
     for _ in 0..reply.array()?.unwrap_or_default() {
         match one(reply, &mut packer)? {
-            Some(Delivered::Entry(entry)) => claimed.entries.push(entry),
-            Some(Delivered::Gone(id)) => claimed.gone.push(id),
-            None => claimed.holes += 1,
+            Element::Entry(entry) => claimed.entries.push(entry),
+            Element::Gone(id) => claimed.gone.push(id),
+            Element::Hole => claimed.holes += 1,
         }
     }
     if parts > 2 {
@@ -86,7 +100,7 @@ pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
     let mut entries = Vec::new();
     let mut packer = FieldPacker::default();
     for _ in 0..reply.array()?.unwrap_or_default() {
-        if let Some(Delivered::Entry(entry)) = one(reply, &mut packer)? {
+        if let Element::Entry(entry) = one(reply, &mut packer)? {
             entries.push(entry);
         }
     }
@@ -94,21 +108,21 @@ pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
 }
 
 /// One `[id, fields]`; null where a server before 7.0 has nothing but a hole to show.
-fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Option<Delivered>, Malformed> {
-    let Some(parts) = reply.array()? else { return Ok(None) };
+fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Element, Malformed> {
+    let Some(parts) = reply.array()? else { return Ok(Element::Hole) };
     if parts < 2 {
         return Err("an entry without fields");
     }
     let id = id(reply)?;
-    let delivered = fields(reply, id, packer)?;
+    let element = fields(reply, id, packer)?;
     for _ in 2..parts {
         reply.skip()?;
     }
-    Ok(Some(delivered))
+    Ok(element)
 }
 
-fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Result<Delivered, Malformed> {
-    let Some(elements) = reply.array()? else { return Ok(Delivered::Gone(id)) };
+fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Result<Element, Malformed> {
+    let Some(elements) = reply.array()? else { return Ok(Element::Gone(id)) };
     if elements % 2 != 0 {
         return Err("a field without a value");
     }
@@ -116,7 +130,7 @@ fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Resu
         let (name, value) = (reply.bytes()?, reply.bytes()?);
         packer.push(name, value).ok_or("a field longer than 4 GiB")?;
     }
-    Ok(Delivered::Entry(packer.take(id)))
+    Ok(Element::Entry(packer.take(id)))
 }
 
 fn id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
@@ -143,13 +157,13 @@ mod tests {
     fn both_shapes_of_a_read_reply() {
         let body = "$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*4\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\n1-2\r\n*-1\r\n";
         let expected =
-            [Delivered::Entry(entry("1-1", &[("a", "b"), ("a", "")])), Delivered::Gone("1-2".parse().unwrap())];
+            Received { entries: vec![(entry("1-1", &[("a", "b"), ("a", "")]), 1)], gone: vec!["1-2".parse().unwrap()] };
         for prefix in ["*1\r\n*2\r\n", "%1\r\n"] {
             let reply = format!("{prefix}{body}");
-            assert_eq!(delivered(&mut Cursor::new(reply.as_bytes())).unwrap(), expected);
+            assert_eq!(received(&mut Cursor::new(reply.as_bytes())).unwrap(), expected);
         }
         for nothing in ["*-1\r\n", "_\r\n", "*0\r\n", "%0\r\n"] {
-            assert_eq!(delivered(&mut Cursor::new(nothing.as_bytes())).unwrap(), []);
+            assert_eq!(received(&mut Cursor::new(nothing.as_bytes())).unwrap(), Received::default());
         }
     }
 

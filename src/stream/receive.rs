@@ -8,7 +8,7 @@ use crate::commands;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, PoolSettler, Settle, by_settler};
 use crate::endpoint::{Member, StreamInput};
-use crate::entry::{Delivered, Entry, EntryId};
+use crate::entry::{Entry, EntryId};
 use crate::error::Result;
 use crate::net::Deadline;
 
@@ -54,23 +54,15 @@ impl StepStream {
             if connection.is_failed() {
                 return acked.map(|()| Vec::new());
             }
-            let delivered = commands::receive_read(&mut connection, &member, input.ttl);
-            let delivered = acked.and(delivered)?;
+            let received = commands::receive_read(&mut connection, &member, input.ttl);
+            let received = acked.and(received)?;
             done = &[];
-            if delivered.is_empty() && !wait.left().is_zero() {
+            if received.entries.is_empty() && received.gone.is_empty() && !wait.left().is_zero() {
                 continue;
             }
-            let mut entries = Vec::with_capacity(delivered.len());
-            let mut gone = Vec::new();
-            for delivered in delivered {
-                match delivered {
-                    Delivered::Entry(entry) => entries.push((entry, 1)),
-                    Delivered::Gone(id) => gone.push(id),
-                }
-            }
-            acknowledge_gone(&mut connection, &member, &gone)?;
+            acknowledge_gone(&mut connection, &member, &received.gone)?;
             drop(connection);
-            return Ok(self.deliveries(input, member, entries));
+            return Ok(self.deliveries(input, member, received.entries));
         }
     }
 
