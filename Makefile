@@ -28,15 +28,17 @@ demo: setup ## publish and receive 10 messages through a private server
 	cargo run --example stream_demo -- --count 10
 
 .PHONY: test
-test: setup ## run every test, with and without default features
+test: setup ## run every test, with and without default features, and those of TLS alone
 	cargo test --no-fail-fast
 	cargo test --no-fail-fast --no-default-features
+	cargo test --no-fail-fast --no-default-features --features tls --lib
 
 .PHONY: lint
 lint: ## formatting, clippy, documentation, and no async crate in the tree
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
+	cargo clippy --all-targets --no-default-features --features tls -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	@tree=$$(cargo tree --edges normal --target all --all-features --prefix none); \
 	found=$$(grep -E '$(ASYNC)' <<<"$$tree" || true); \

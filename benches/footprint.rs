@@ -14,8 +14,9 @@ use support::common::{Certificates, Server, end_with_parent, resident_memory, sp
 use support::record::{Record, Row, directory};
 
 const HELP: &str = "\
-Builds a minimal consumer in release, stripped, with and without TLS; runs it; prints the size of the program, the memory
-it has resident once it has handled a few entries, its threads, and the crates it consists of.
+Builds a minimal consumer in release, stripped: without TLS, with it, and with it but without `encrypted-keys`. Runs it;
+prints the size of the program, the memory it has resident once it has handled a few entries, its threads, and the crates it
+consists of.
 
     cargo bench --bench footprint [-- OPTIONS]
 
@@ -92,6 +93,12 @@ fn programs(reference: bool, quick: bool) -> Vec<Program> {
     let mut programs = vec![
         Program { name: "step-redis", source: OURS, dependency: ours(", default-features = false"), tls: false },
         Program { name: "step-redis, TLS", source: OURS, dependency: ours(""), tls: true },
+        Program {
+            name: "step-redis, `tls` alone",
+            source: OURS,
+            dependency: ours(", default-features = false, features = [\"tls\"]"),
+            tls: true,
+        },
     ];
     if reference {
         let tls = r#""streams", "tls-rustls", "tls-rustls-insecure""#;
@@ -155,7 +162,7 @@ fn weigh(program: &Program, clean: bool) -> Result<Weight, String> {
 
 /// A package of its own, as a user would have: no dev-dependency adds its features.
 fn package(program: &Program) -> std::io::Result<PathBuf> {
-    let package = directory().join("footprint").join(program.name.replace([' ', ','], "-"));
+    let package = directory().join("footprint").join(program.name.replace([' ', ',', '`'], "-"));
     fs::create_dir_all(package.join("src"))?;
     let manifest = format!(
         "[package]\nname = \"minimal\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[dependencies]\n{}\n\n\

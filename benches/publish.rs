@@ -45,8 +45,8 @@ fn one_at_a_time(session: &Session, port: u16, payload: usize) {
     if !session.wants(name) {
         return;
     }
-    let count = session.scaled(3_000);
-    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(9), references: &["raw"] };
+    let count = session.scaled(1_000);
+    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(27), references: &["raw"] };
     let bytes = ways::payload(payload);
     let request = add_request(STREAM, &bytes);
     let (mut raw, mut redis, step) = (Raw::connect(port), ways::redis(port), ways::step(port, 1));
@@ -84,13 +84,13 @@ fn batches(session: &Session, port: u16, payload: usize, batch: usize) {
     if !session.wants(&name) {
         return;
     }
-    let batches = session.scaled(16_384) / batch;
+    let batches = session.scaled(8_192) / batch;
     let scenario = Scenario {
         name: &name,
         payload,
         count: batches * batch,
         unit: "entries",
-        rounds: session.rounds(7),
+        rounds: session.rounds(13),
         references: &["raw", "raw pipelined"],
     };
     let bytes = ways::payload(payload);
@@ -132,14 +132,14 @@ fn eight_threads(session: &Session, port: u16, payload: usize) {
     if !session.wants(name) {
         return;
     }
-    let each = session.scaled(800);
+    let each = session.scaled(400);
     let count = THREADS * each;
     let scenario = Scenario {
         name,
         payload,
         count,
         unit: "entries",
-        rounds: session.rounds(7),
+        rounds: session.rounds(13),
         references: &["raw", "raw pipelined", "step-redis, pool of 8"],
     };
     let bytes = ways::payload(payload);

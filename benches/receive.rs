@@ -89,7 +89,7 @@ fn everything(session: &Session, port: u16, payload: usize) {
         payload,
         count,
         unit: "entries",
-        rounds: session.rounds(7),
+        rounds: session.rounds(9),
         references: &["raw", "raw pipelined", BY_BATCH],
     };
     let (step, input) = (ways::step(port, 2), ways::input(STREAM));
@@ -165,9 +165,9 @@ fn one_by_one(session: &Session, port: u16, payload: usize) {
     if !session.wants(name) {
         return;
     }
-    let count = session.scaled(2_000);
+    let count = session.scaled(700);
     let stage = Stage { port, payload: ways::payload(payload), count };
-    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(7), references: &["raw"] };
+    let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(19), references: &["raw"] };
     let (step, input) = (ways::step(port, 2), ways::input(STREAM));
     compare(
         session,

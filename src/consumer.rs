@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use crate::delivery::Delivery;
 use crate::entry::EntryId;
 use crate::error::{Error, Result, with_causes};
-use keeper::ClosingOrders;
 use shared::Shared;
 
 pub use builder::ConsumerBuilder;
@@ -78,7 +77,6 @@ pub struct Consumer {
 struct Threads {
     reader: JoinHandle<Vec<EntryId>>,
     keeper: JoinHandle<()>,
-    closing: Sender<ClosingOrders>,
 }
 
 impl Consumer {
@@ -153,23 +151,21 @@ impl Consumer {
     fn end(&mut self) -> Result<()> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
         let shared = &self.shared;
-        shared.abandoned.set();
         shared.stop();
-        let mut not_handed_out = self.join(threads.reader, "reader").unwrap_or_default();
-        // Done already, unless it panicked.
-        shared.reader.ended.set();
-        shared.join_stopper();
-
+        let mut not_handed_out = Vec::new();
         let mut failure = Ok(());
-        for item in self.receiver.try_iter() {
+        // The reader may be waiting for room in the channel. This makes room, and ends when the reader does.
+        for item in &self.receiver {
             match item {
                 Ok(delivery) => not_handed_out.push(delivery.id()),
                 Err(error) => failure = Err(error),
             }
         }
-        // The keeper has its end of the channel until it has read this.
-        let _ = threads.closing.send(ClosingOrders { not_handed_out });
-        shared.acks.call_keeper();
+        not_handed_out.extend(self.join(threads.reader, "reader").unwrap_or_default());
+        // Done already, unless it panicked.
+        shared.reader.ended.set();
+        shared.join_stopper();
+        shared.end_keeper(not_handed_out);
         if !shared.keeper_ended.wait(shared.settings.close_timeout) {
             shared.keeper_interrupter.interrupt();
         }

@@ -160,6 +160,9 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `tls` | yes | TLS through rustls with the ring provider |
+//! | `encrypted-keys` | yes | client keys under a password; brings `tls` |
+//!
+//! `rustls` logs nothing of its own unless the program asks for its feature `logging`.
 //!
 //! # Log levels
 //!

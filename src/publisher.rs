@@ -30,7 +30,9 @@ const SHORT_ROUND_TRIP: Duration = Duration::from_millis(1);
 ///
 /// [`publish`](Publisher::publish) returns when the server has confirmed the message, as
 /// [`StepStream::publish`] does. What is different is what happens when several threads publish at once: while one request
-/// is under way, the messages of the others gather, and go together with the next.
+/// is under way, the messages of the others gather, and go together with the next. Before it goes, it waits for the callers of
+/// the last one for a quarter of a round trip, at most 2 ms, and goes at once when as many have come. Where round trips take
+/// less than a millisecond, a caller gives way to other threads a few times before it sleeps.
 ///
 /// ```no_run
 /// use std::thread;

@@ -7,12 +7,13 @@
 //! Protocol: <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 
 mod command;
-
-use std::borrow::Cow;
+mod refusal;
 
 use redis::{PushKind, Value, VerbatimFormat};
 
 pub(crate) use command::{Command, header, push_argument};
+pub(crate) use refusal::redis_error;
+use refusal::server_error;
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
@@ -337,39 +338,6 @@ impl<'a> Cursor<'a> {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The kinds of server errors cannot be built from outside the `redis` crate: its parser makes them of the text, here as a
-/// string with a length, which may contain line ends.
-fn server_error(text: &[u8]) -> Result<Value, Malformed> {
-    let text = without_arguments(without_user(String::from_utf8_lossy(text)));
-    let reply = format!("!{}\r\n{text}\r\n", text.len());
-    redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
-}
-
-/// Since version 7.2 a server that withholds something says from whom. Whose connection it is stays out of errors.
-fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
-    let named = text.strip_prefix("NOPERM User ").and_then(|rest| rest.split_once(" has no permission"));
-    match named {
-        Some((_, rest)) => Cow::Owned(format!("NOPERM this user has no permission{rest}")),
-        None => text,
-    }
-}
-
-/// A server repeats the arguments of a command that it does not know, and payloads are among them. The command's name stays.
-fn without_arguments(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text.split_once(", with args beginning with") {
-        Some((kept, _)) if kept.starts_with("ERR unknown command") => Cow::Owned(kept.to_owned()),
-        _ => text,
-    }
-}
-
-/// An error reply as the `redis` crate's error.
-pub(crate) fn redis_error(line: &[u8]) -> redis::RedisError {
-    match server_error(line).map(Value::extract_error) {
-        Ok(Err(error)) => error,
-        _ => redis::RedisError::from((redis::ErrorKind::Parse, "an error line that cannot be read")),
-    }
 }
 
 fn verbatim(content: &[u8]) -> Result<Value, Malformed> {

@@ -1,46 +1,52 @@
-//! A flag that is set once, and that any number of threads can wait for together with other things.
+//! A flag that is set once, and that any number of threads can wait for.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
-/// What a signal's channel would carry if it ever carried anything.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Never {}
-
 /// Set once, never taken back. Clones are the same signal.
-#[derive(Clone)]
-pub(crate) struct Signal {
-    /// Dropped when the signal is set, which disconnects the channel and so wakes every waiter.
-    unset: Arc<Mutex<Option<Sender<Never>>>>,
-    waiters: Receiver<Never>,
+#[derive(Clone, Default)]
+pub(crate) struct Signal(Arc<Flag>);
+
+#[derive(Default)]
+struct Flag {
+    set: Mutex<bool>,
+    waiters: Condvar,
 }
 
 impl Signal {
     pub(crate) fn new() -> Signal {
-        let (sender, waiters) = bounded(0);
-        Signal { unset: Arc::new(Mutex::new(Some(sender))), waiters }
+        Signal::default()
     }
 
     /// Sets it; whether it was this call that did.
     pub(crate) fn set(&self) -> bool {
-        lock(&self.unset).take().is_some()
+        let was_set = std::mem::replace(&mut *lock(&self.0.set), true);
+        self.0.waiters.notify_all();
+        !was_set
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        matches!(self.waiters.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+        *lock(&self.0.set)
     }
 
     /// Waits for it to be set, at most for `limit`; whether it is.
     pub(crate) fn wait(&self, limit: Duration) -> bool {
-        matches!(self.waiters.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
+        self.wait_or(limit, || false)
     }
 
-    /// For `select!`: receiving fails as soon as the signal is set, and never succeeds.
-    pub(crate) fn waiters(&self) -> &Receiver<Never> {
-        &self.waiters
+    /// Waits for it to be set, or for something else to become true, at most for `limit`; whether either has come. Whoever
+    /// makes the other thing true has to [`nudge`](Signal::nudge).
+    pub(crate) fn wait_or(&self, limit: Duration, mut other: impl FnMut() -> bool) -> bool {
+        let waited = self.0.waiters.wait_timeout_while(lock(&self.0.set), limit, |set| !*set && !other());
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Has those who wait look around.
+    pub(crate) fn nudge(&self) {
+        // Under the lock, so that nobody is between looking and lying down.
+        let _set = lock(&self.0.set);
+        self.0.waiters.notify_all();
     }
 }
 

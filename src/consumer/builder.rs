@@ -155,7 +155,6 @@ impl ConsumerBuilder {
             member.consumer = unique_name();
         }
         let (channel, receiver) = bounded(settings.prefetch);
-        let (closing, orders) = bounded(1);
         let shared = Arc::new(Shared::new(pool, input, member, settings));
 
         let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
@@ -168,11 +167,12 @@ impl ConsumerBuilder {
         let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
 
         let keeper = Keeper::new(Arc::clone(&shared), keeping);
-        let keeper = start("step-redis-keeper", move || keeper.run(&orders))?;
+        let keeper = start("step-redis-keeper", move || keeper.run())?;
         let reader = Reader::new(Arc::clone(&shared), channel, seen);
-        // If this thread cannot be had, the closing channel is dropped, which ends the other.
-        let reader = start("step-redis-reader", move || reader.run(reading))?;
-        Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper, closing }) })
+        // If this thread cannot be had, the other must not stay.
+        let reader =
+            start("step-redis-reader", move || reader.run(reading)).inspect_err(|_| shared.end_keeper(Vec::new()))?;
+        Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper }) })
     }
 }
 

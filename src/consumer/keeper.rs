@@ -40,13 +40,6 @@ pub(super) struct Keeper {
     warned_no_permission: bool,
 }
 
-/// What close leaves to the keeper.
-#[derive(Debug, Default)]
-pub(super) struct ClosingOrders {
-    /// Entries that nobody has asked for: they are offered to the other consumers at once.
-    pub(super) not_handed_out: Vec<EntryId>,
-}
-
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, mut connection: Connection) -> Keeper {
         let now = Instant::now();
@@ -67,19 +60,18 @@ impl Keeper {
     }
 
     /// Works until the consumer closes, and then until all acknowledgements are confirmed or the time is up.
-    pub(super) fn run(mut self, closing: &crossbeam_channel::Receiver<ClosingOrders>) {
-        let orders = loop {
-            match closing.try_recv() {
-                Ok(orders) => break orders,
-                Err(crossbeam_channel::TryRecvError::Disconnected) => break ClosingOrders::default(),
-                Err(crossbeam_channel::TryRecvError::Empty) => {}
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let not_handed_out = loop {
+            if let Some(ids) = shared.not_handed_out.get() {
+                break ids;
             }
             self.do_what_is_due();
             let until = self.next_duty();
-            self.shared.acks.wait(until, Instant::now() >= self.next_attempt.max(self.next_flush));
+            shared.acks.wait(until, Instant::now() >= self.next_attempt.max(self.next_flush));
         };
-        self.conclude(&orders);
-        self.shared.keeper_ended.set();
+        self.conclude(not_handed_out);
+        shared.keeper_ended.set();
     }
 
     fn next_duty(&self) -> Instant {
@@ -287,7 +279,7 @@ impl Keeper {
     }
 
     /// The last acknowledgements, and a tidy end, within `close_timeout`.
-    fn conclude(&mut self, orders: &ClosingOrders) {
+    fn conclude(&mut self, not_handed_out: &[EntryId]) {
         let limit = Deadline::after(self.shared.settings.close_timeout);
         // Handlers may still be at work: what they acknowledge from here on goes through the pool.
         self.shared.acks.close();
@@ -302,14 +294,14 @@ impl Keeper {
                 return;
             }
         }
-        if let Err(error) = self.tidy_up(orders) {
+        if let Err(error) = self.tidy_up(not_handed_out) {
             log::debug!("consumer {} did not end tidily: {}", self.shared.member.consumer, with_causes(&error));
         }
     }
 
-    fn tidy_up(&mut self, orders: &ClosingOrders) -> Result<()> {
+    fn tidy_up(&mut self, not_handed_out: &[EntryId]) -> Result<()> {
         let (member, claim_idle) = (self.shared.member.clone(), self.shared.input.claim_idle);
-        for ids in orders.not_handed_out.chunks(LEASES_AT_ONCE) {
+        for ids in not_handed_out.chunks(LEASES_AT_ONCE) {
             self.with_connection(|connection| commands::set_idle(connection, &member, claim_idle, ids))?;
         }
         if self.shared.settings.generated_name {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError, select};
+use crossbeam_channel::{Sender, TrySendError};
 
 use super::options::OnGroupLoss;
 use super::shared::Shared;
@@ -233,10 +233,6 @@ impl Reader {
     fn hand_over(&mut self, entries: Vec<(Entry, u64)>) {
         for (entry, deliveries) in entries {
             let id = entry.id();
-            if self.shared.abandoned.is_set() {
-                self.in_hand.push(id);
-                continue;
-            }
             match self.send(Ok(Delivery::new(entry, deliveries, Arc::clone(&self.settler)))) {
                 Ok(()) => self.shared.counters.received.add(1),
                 Err(Stopped) => self.in_hand.push(id),
@@ -251,11 +247,7 @@ impl Reader {
         thread::yield_now();
         let Some(item) = self.try_send(item)? else { return Ok(()) };
         self.shared.acks.reader_is_held_up();
-        select! {
-            send(self.channel, item) -> sent => sent.map_err(|_| Stopped),
-            // What is in hand stays pending, as what is in the channel does.
-            recv(self.shared.abandoned.waiters()) -> _ => Err(Stopped),
-        }
+        self.channel.send(item).map_err(|_| Stopped)
     }
 
     /// Gives the item back when the channel is full.

@@ -1,7 +1,7 @@
 //! What a consumer's threads, deliveries and handles share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -48,8 +48,9 @@ pub(super) struct Shared {
     pub(super) reader: ReaderControl,
     /// The loop is to end.
     pub(super) stopping: Signal,
-    /// Nobody will take anything from the channel any more.
-    pub(super) abandoned: Signal,
+    /// What close leaves to the keeper, which ends then: entries that nobody has asked for. They are offered to the other
+    /// consumers at once.
+    pub(super) not_handed_out: OnceLock<Vec<EntryId>>,
     pub(super) keeper_ended: Signal,
     pub(super) keeper_interrupter: Interrupter,
     stopper: Mutex<Option<JoinHandle<()>>>,
@@ -76,7 +77,7 @@ impl Shared {
             counters: Counters::default(),
             reader: ReaderControl::new(),
             stopping: Signal::new(),
-            abandoned: Signal::new(),
+            not_handed_out: OnceLock::new(),
             keeper_ended: Signal::new(),
             keeper_interrupter: Interrupter::new(),
             stopper: Mutex::default(),
@@ -118,6 +119,13 @@ impl Shared {
                 self.reader.interrupter.interrupt();
             }
         }
+    }
+
+    /// Ends the keeper, once the reader has ended.
+    pub(super) fn end_keeper(&self, not_handed_out: Vec<EntryId>) {
+        // The first and only time that it is set.
+        let _ = self.not_handed_out.set(not_handed_out);
+        self.acks.call_keeper();
     }
 
     pub(super) fn join_stopper(&self) {

@@ -1,12 +1,10 @@
 //! Opening TCP and Unix sockets before a deadline.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::select;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 
 use super::{Deadline, Interrupter, interrupted, is_call_timeout};
@@ -16,13 +14,15 @@ use crate::signal::{Signal, lock};
 /// A host and a port.
 type Target = (String, u16);
 
-/// The look-ups that are under way in this process.
-static UNDER_WAY: Mutex<BTreeMap<Target, Arc<LookUp>>> = Mutex::new(BTreeMap::new());
+/// The look-ups that are under way in this process; few at any time.
+static UNDER_WAY: Mutex<Vec<(Target, Arc<LookUp>)>> = Mutex::new(Vec::new());
 
 /// What the resolver finds, for all who wait for it.
 #[derive(Debug)]
 struct LookUp {
     ended: Signal,
+    /// The signals that somebody waits for beside this one's end.
+    waiters: Mutex<Vec<Signal>>,
     found: OnceLock<Result<Vec<SocketAddr>, Arc<io::Error>>>,
 }
 
@@ -39,11 +39,13 @@ pub(super) fn look_up(
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let look_up = begin((host.to_owned(), port), |target| target.to_socket_addrs().map(Vec::from_iter))?;
-    let remaining = deadline.remaining()?;
-    select! {
-        recv(look_up.ended.waiters()) -> _ => {}
-        recv(interrupter.interrupted.waiters()) -> _ => return Err(interrupted()),
-        default(remaining) => return Err(deadline.expired()),
+    lock(&look_up.waiters).push(interrupter.interrupted.clone());
+    let ended = interrupter.interrupted.wait_or(deadline.remaining()?, || look_up.ended.is_set());
+    if interrupter.interrupted.is_set() {
+        return Err(interrupted());
+    }
+    if !ended {
+        return Err(deadline.expired());
     }
     match look_up.found.get() {
         Some(Ok(addresses)) if addresses.is_empty() => {
@@ -61,16 +63,16 @@ fn begin(
     resolve: impl FnOnce(&Target) -> io::Result<Vec<SocketAddr>> + Send + 'static,
 ) -> io::Result<Arc<LookUp>> {
     let mut under_way = lock(&UNDER_WAY);
-    if let Some(look_up) = under_way.get(&target) {
+    if let Some((_, look_up)) = under_way.iter().find(|(other, _)| *other == target) {
         return Ok(Arc::clone(look_up));
     }
-    let look_up = Arc::new(LookUp { ended: Signal::new(), found: OnceLock::new() });
+    let look_up = Arc::new(LookUp { ended: Signal::new(), waiters: Mutex::default(), found: OnceLock::new() });
     let running = Running { target: target.clone(), look_up: Arc::clone(&look_up) };
     std::thread::Builder::new().name("step-redis-lookup".into()).spawn(move || {
         // The first and only time that it is set.
         let _ = running.look_up.found.set(resolve(&running.target).map_err(Arc::new));
     })?;
-    under_way.insert(target, Arc::clone(&look_up));
+    under_way.push((target, Arc::clone(&look_up)));
     Ok(look_up)
 }
 
@@ -82,8 +84,9 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        lock(&UNDER_WAY).remove(&self.target);
+        lock(&UNDER_WAY).retain(|(target, _)| *target != self.target);
         self.look_up.ended.set();
+        lock(&self.look_up.waiters).iter().for_each(Signal::nudge);
     }
 }
 
@@ -171,7 +174,7 @@ mod tests {
     fn however_many_wait_for_a_name_it_is_looked_up_once_at_a_time() {
         let target = || ("a-name-for-this-test.invalid".to_owned(), 1);
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        let (release, hangs) = crossbeam_channel::bounded::<()>(0);
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
         let first = begin(target(), move |_| {
             let _ = hangs.recv();
             Ok(vec![address])
@@ -197,6 +200,25 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &next) && next.ended.wait(Duration::from_secs(20)));
         assert_eq!(next.found.get().unwrap().as_ref().unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(first.found.get().unwrap().as_ref().unwrap(), &[address]);
+    }
+
+    #[test]
+    fn an_interruption_ends_the_wait_for_a_name_that_hangs() {
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let (host, port) = ("another-name-for-this-test.invalid", 1);
+        let hanging = begin((host.to_owned(), port), move |_| {
+            let _ = hangs.recv();
+            Err(io::ErrorKind::NotFound.into())
+        });
+        let (deadline, interrupter) = (Deadline::after(Duration::from_secs(20)), Interrupter::new());
+        let error = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| look_up(host, port, deadline, &interrupter));
+            interrupter.interrupt();
+            waiting.join().unwrap().unwrap_err()
+        });
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        drop(release);
+        assert!(hanging.unwrap().ended.wait(Duration::from_secs(20)));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct TlsParams {
 
     /// The password of `client_key`, when that is encrypted PKCS#8 (`BEGIN ENCRYPTED PRIVATE KEY`) with PBES2, as
     /// OpenSSL writes it. A key that is not encrypted is read without it. It is never printed, logged or put in an
-    /// error. Default: none.
+    /// error. Needs the feature `encrypted-keys`. Default: none.
     pub client_key_password: Option<String>,
 
     /// Accept every certificate, whoever made it out to whomever, and log a warning. Default: false.

@@ -1,12 +1,11 @@
 //! What the server knows about a stream, its groups and their pending entries.
 
-use redis::Value;
-
 use super::StepStream;
 use crate::connection::Connection;
 use crate::endpoint::StreamInput;
 use crate::entry::EntryId;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::resp::{Cursor, Malformed, Token};
 
 /// A group's entries that were delivered and not acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,32 +70,10 @@ impl StepStream {
     ///
     /// Waits at most `socket_timeout` for the server.
     pub fn pending(&self, input: &StreamInput) -> Result<Pending> {
-        const UNEXPECTED: &str = "not a count, two ids and a list of consumers";
         input.check()?;
         let mut connection = self.pool.get()?;
         connection.command("XPENDING", 3).arg(&*input.stream_id).arg(&*input.group);
-        connection.send()?;
-        let Value::Array(parts) = value(&mut connection, "XPENDING")? else {
-            return Err(Error::reply("XPENDING", UNEXPECTED));
-        };
-        let [total, first, last, consumers] = parts.as_slice() else {
-            return Err(Error::reply("XPENDING", UNEXPECTED));
-        };
-        let mut pending = Pending {
-            total: number(total).unwrap_or_default(),
-            first_id: id(first),
-            last_id: id(last),
-            consumers: Vec::new(),
-        };
-        if let Value::Array(consumers) = consumers {
-            for consumer in consumers {
-                let Value::Array(pair) = consumer else { return Err(Error::reply("XPENDING", UNEXPECTED)) };
-                let [name, count] = pair.as_slice() else { return Err(Error::reply("XPENDING", UNEXPECTED)) };
-                let count = number(count).ok_or(Error::reply("XPENDING", UNEXPECTED))?;
-                pending.consumers.push(ConsumerPending { name: text(name), count });
-            }
-        }
-        Ok(pending)
+        connection.request()?.decode("XPENDING", pending)
     }
 
     /// The stream's length, ids and groups (`XINFO STREAM`, `XINFO GROUPS`, one round trip).
@@ -104,7 +81,7 @@ impl StepStream {
     /// Waits at most `socket_timeout` for the server.
     ///
     /// # Errors
-    /// [`Error::Server`] with `ERR no such key` when there is no such stream.
+    /// [`Error::Server`](crate::Error::Server) with `ERR no such key` when there is no such stream.
     pub fn info(&self, stream_id: &str) -> Result<StreamInfo> {
         stream_info(&mut *self.pool.get()?, stream_id)
     }
@@ -112,94 +89,116 @@ impl StepStream {
 
 /// The same on any connection.
 pub(crate) fn stream_info(connection: &mut Connection, stream_id: &str) -> Result<StreamInfo> {
-    const UNEXPECTED: &str = "not a list of properties";
     connection.command("XINFO", 3).arg("STREAM").arg(stream_id);
     connection.command("XINFO", 3).arg("GROUPS").arg(stream_id);
     connection.send()?;
-    let stream = value(connection, "XINFO STREAM");
-    if connection.is_failed() {
-        return stream.map(|_| StreamInfo::default());
-    }
-    let groups = value(connection, "XINFO GROUPS");
+    let stream = connection.receive()?.decode("XINFO STREAM", stream);
+    let groups = connection.receive()?.decode("XINFO GROUPS", groups);
+    // Without a stream there are no groups either; the former is the one to tell of.
     let (stream, groups) = (stream?, groups?);
+    Ok(StreamInfo { groups, ..stream })
+}
 
-    let stream = Properties::of(&stream).ok_or(Error::reply("XINFO STREAM", UNEXPECTED))?;
-    let mut info = StreamInfo {
-        length: stream.number("length").ok_or(Error::reply("XINFO STREAM", "no length"))?,
-        first_id: stream.get("first-entry").and_then(first_of).and_then(id),
-        last_id: stream.get("last-generated-id").and_then(id).unwrap_or_default(),
-        entries_added: stream.number("entries-added"),
-        groups: Vec::new(),
-    };
-    let Value::Array(groups) = &groups else { return Err(Error::reply("XINFO GROUPS", UNEXPECTED)) };
-    for group in groups {
-        let group = Properties::of(group).ok_or(Error::reply("XINFO GROUPS", UNEXPECTED))?;
-        info.groups.push(GroupInfo {
-            name: group.get("name").map(text).unwrap_or_default(),
-            consumers: group.number("consumers").unwrap_or_default(),
-            pending: group.number("pending").unwrap_or_default(),
-            last_delivered_id: group.get("last-delivered-id").and_then(id).unwrap_or_default(),
-            entries_read: group.number("entries-read"),
-            lag: group.number("lag"),
-        });
+fn pending(reply: &mut Cursor<'_>) -> Result<Pending, Malformed> {
+    const UNEXPECTED: Malformed = "not a count, two ids and a list of consumers";
+    if reply.array()? != Some(4) {
+        return Err(UNEXPECTED);
     }
+    let mut pending = Pending {
+        total: number(reply)?.unwrap_or_default(),
+        first_id: id(reply)?,
+        last_id: id(reply)?,
+        consumers: Vec::new(),
+    };
+    for _ in 0..reply.array()?.unwrap_or_default() {
+        if reply.array()? != Some(2) {
+            return Err(UNEXPECTED);
+        }
+        pending.consumers.push(ConsumerPending { name: text(reply)?, count: number(reply)?.ok_or(UNEXPECTED)? });
+    }
+    Ok(pending)
+}
+
+fn stream(reply: &mut Cursor<'_>) -> Result<StreamInfo, Malformed> {
+    let (mut info, mut length) = (StreamInfo::default(), None);
+    properties(reply, |name, value| {
+        match name {
+            b"length" => length = number(value)?,
+            b"first-entry" => info.first_id = first_id(value)?,
+            b"last-generated-id" => info.last_id = id(value)?.unwrap_or_default(),
+            b"entries-added" => info.entries_added = number(value)?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    info.length = length.ok_or("no length")?;
     Ok(info)
 }
 
-/// Names and values: a map in RESP3, a flat array in RESP2.
-struct Properties<'a>(Vec<(&'a Value, &'a Value)>);
-
-impl<'a> Properties<'a> {
-    fn of(value: &'a Value) -> Option<Properties<'a>> {
-        match value {
-            Value::Map(pairs) => Some(Properties(pairs.iter().map(|(name, value)| (name, value)).collect())),
-            Value::Array(flat) => {
-                Some(Properties(flat.chunks_exact(2).filter_map(|pair| Some((pair.first()?, pair.last()?))).collect()))
+fn groups(reply: &mut Cursor<'_>) -> Result<Vec<GroupInfo>, Malformed> {
+    let mut groups = Vec::new();
+    for _ in 0..reply.array()?.unwrap_or_default() {
+        let mut group = GroupInfo::default();
+        properties(reply, |name, value| {
+            match name {
+                b"name" => group.name = text(value)?,
+                b"consumers" => group.consumers = number(value)?.unwrap_or_default(),
+                b"pending" => group.pending = number(value)?.unwrap_or_default(),
+                b"last-delivered-id" => group.last_delivered_id = id(value)?.unwrap_or_default(),
+                b"entries-read" => group.entries_read = number(value)?,
+                b"lag" => group.lag = number(value)?,
+                _ => {}
             }
-            _ => None,
-        }
+            Ok(())
+        })?;
+        groups.push(group);
     }
-
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0.iter().find(|(key, _)| text(key) == name).map(|(_, value)| *value)
-    }
-
-    fn number(&self, name: &str) -> Option<u64> {
-        self.get(name).and_then(number)
-    }
+    Ok(groups)
 }
 
-fn value(connection: &mut Connection, command: &'static str) -> Result<Value> {
-    connection.receive()?.value()?.extract_error().map_err(|error| Error::server(command, error))
+/// Names and values: a map in RESP3, a flat array in RESP2. The values may be left unread.
+fn properties<'a>(
+    reply: &mut Cursor<'a>,
+    mut property: impl FnMut(&[u8], &mut Cursor<'a>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let count = match reply.next()? {
+        Token::Map(pairs) => pairs,
+        Token::Array(elements) if elements % 2 == 0 => elements / 2,
+        _ => return Err("not a list of properties"),
+    };
+    for _ in 0..count {
+        let name = reply.bytes()?;
+        property(name, &mut reply.clone())?;
+        reply.skip()?;
+    }
+    Ok(())
 }
 
-fn number(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+/// A number; a server that does not know it says null.
+fn number(reply: &mut Cursor<'_>) -> Result<Option<u64>, Malformed> {
+    Ok(match reply.next()? {
+        Token::Int(number) => u64::try_from(number).ok(),
+        Token::Bulk(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
         _ => None,
-    }
+    })
 }
 
-fn id(value: &Value) -> Option<EntryId> {
-    match value {
-        Value::BulkString(bytes) => EntryId::from_bytes(bytes),
-        Value::SimpleString(text) => EntryId::from_bytes(text.as_bytes()),
+/// An id, or null where there is none.
+fn id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
+    Ok(match reply.next()? {
+        Token::Bulk(bytes) | Token::Simple(bytes) => EntryId::from_bytes(bytes),
         _ => None,
+    })
+}
+
+/// The id of an entry, or null where there is none.
+fn first_id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
+    match reply.array()? {
+        Some(1..) => id(reply),
+        _ => Ok(None),
     }
 }
 
-fn first_of(value: &Value) -> Option<&Value> {
-    match value {
-        Value::Array(items) => items.first(),
-        _ => None,
-    }
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Value::SimpleString(text) => text.clone(),
-        _ => String::new(),
-    }
+fn text(reply: &mut Cursor<'_>) -> Result<String, Malformed> {
+    Ok(String::from_utf8_lossy(reply.bytes()?).into_owned())
 }

@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 
-use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef, pkcs5};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls_pemfile::Item;
 
@@ -93,7 +92,15 @@ impl PemFile {
         PrivateKeyDer::try_from(der).map_err(|_| self.fault("has a private key of an unknown format", None))
     }
 
+    #[cfg(not(feature = "encrypted-keys"))]
+    fn decrypt(&self, _: &[u8], _: Option<&str>) -> Result<Vec<u8>> {
+        Err(self.fault("is encrypted, which needs the feature `encrypted-keys`", None))
+    }
+
+    #[cfg(feature = "encrypted-keys")]
     fn decrypt(&self, der: &[u8], password: Option<&str>) -> Result<Vec<u8>> {
+        use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef, pkcs5};
+
         let Some(password) = password else {
             return Err(self.fault("is encrypted; give its password as `client_key_password`", None));
         };

@@ -1,5 +1,8 @@
 //! Keys made for these tests with the openssl command, in the formats that `rcgen` does not write. They protect nothing.
 
+// Not every build reads them all.
+#![cfg_attr(not(feature = "encrypted-keys"), allow(dead_code))]
+
 /// `openssl genrsa 2048`.
 pub(super) const RSA_PKCS8: &str = "\
 -----BEGIN PRIVATE KEY-----

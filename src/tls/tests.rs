@@ -163,19 +163,28 @@ fn every_key_format_is_read() {
         ("PKCS#8 EC", &ec, EC_PKCS8),
         ("SEC1 with parameters", &ec, EC_SEC1),
         ("Ed25519", &ed, ED25519),
-        ("AES", &ec, AES256),
-        ("3DES", &ec, DES3),
-        ("scrypt", &ec, SCRYPT),
         ("wrong label", &ec, &relabelled),
         ("text around", &ec, &around),
         ("indented", &ec, &indented),
         ("one file for both", &together, &together),
     ];
     for (name, certificate, key) in table {
-        // The password is at hand for all of them; those that are not encrypted are read without it.
-        let params = with_client(certificate, key).client_key_password("hidden");
-        let config = client_config(&params).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(config.client_auth_cert_resolver.has_certs(), "{name}");
+        // The password is at hand, and not needed.
+        is_read(name, &with_client(certificate, key).client_key_password("hidden"));
+    }
+}
+
+fn is_read(name: &str, params: &TlsParams) {
+    let config = client_config(params).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(config.client_auth_cert_resolver.has_certs(), "{name}");
+}
+
+#[cfg(feature = "encrypted-keys")]
+#[test]
+fn every_encryption_of_a_key_is_read() {
+    let ec = self_signed(EC_PKCS8);
+    for (name, key) in [("AES", AES256), ("3DES", DES3), ("scrypt", SCRYPT)] {
+        is_read(name, &with_client(&ec, key).client_key_password("hidden"));
     }
 }
 
@@ -183,11 +192,6 @@ fn every_key_format_is_read() {
 fn what_is_wrong_with_a_key_is_said() {
     let ec = self_signed(EC_PKCS8);
     let table = [
-        (with_client(&ec, AES256), "is encrypted; give its password"),
-        (with_client(&ec, AES256).client_key_password("hidden too"), "is not its password"),
-        (with_client(&ec, SCRYPT).client_key_password("hidden too"), "is not its password"),
-        (with_client(&ec, PBES1).client_key_password("hidden"), "openssl pkcs8 -topk8 -v2 aes-256-cbc -in <file>"),
-        (with_client(&ec, HMAC_SHA1).client_key_password("hidden"), "in a way that is not supported"),
         (with_client(&ec, LEGACY).client_key_password("hidden"), "openssl pkcs8 -topk8 -v2 aes-256-cbc -in <file>"),
         (with_client(&ec, LEGACY), "old format"),
         (with_client(&ec, P521), "P-256 or P-384"),
@@ -204,13 +208,42 @@ fn what_is_wrong_with_a_key_is_said() {
         (with_client(&ec, &KeyPair::generate().unwrap().serialize_pem()), "is not the key of the certificate"),
     ];
     for (params, expected) in table {
-        let (item, reason) = refusal(&params);
-        assert_eq!(item, "client_key (bytes)", "{reason}");
-        assert!(reason.contains(expected), "{reason}");
+        is_refused(&params, expected);
     }
 }
 
+fn is_refused(params: &TlsParams, expected: &str) {
+    let (item, reason) = refusal(params);
+    assert_eq!(item, "client_key (bytes)", "{reason}");
+    assert!(reason.contains(expected), "{reason}");
+}
+
+#[cfg(feature = "encrypted-keys")]
+#[test]
+fn what_is_wrong_with_an_encrypted_key_is_said() {
+    let ec = self_signed(EC_PKCS8);
+    is_refused(&with_client(&ec, AES256), "is encrypted; give its password");
+    let table = [
+        (AES256, "hidden too", "is not its password"),
+        (SCRYPT, "hidden too", "is not its password"),
+        (PBES1, "hidden", "openssl pkcs8 -topk8 -v2 aes-256-cbc -in <file>"),
+        (HMAC_SHA1, "hidden", "in a way that is not supported"),
+    ];
+    for (key, password, expected) in table {
+        is_refused(&with_client(&ec, key).client_key_password(password), expected);
+    }
+}
+
+#[cfg(not(feature = "encrypted-keys"))]
+#[test]
+fn an_encrypted_key_is_refused_with_the_name_of_the_feature() {
+    let key = with_client(&self_signed(EC_PKCS8), AES256);
+    is_refused(&key, "the feature `encrypted-keys`");
+    is_refused(&key.client_key_password("hidden"), "the feature `encrypted-keys`");
+}
+
 /// A wrong password makes noise of the key, which one time in 256 looks well padded.
+#[cfg(feature = "encrypted-keys")]
 #[test]
 fn no_wrong_password_passes_for_a_damaged_key() {
     let ec = self_signed(EC_PKCS8);

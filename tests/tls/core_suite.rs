@@ -101,6 +101,7 @@ fn with_certificates_on_both_sides() {
     core_suite(&params(&mutual_server(&certificates), identified(&certificates)));
 }
 
+#[cfg(feature = "encrypted-keys")]
 #[test]
 fn with_an_encrypted_key() {
     let certificates = Certificates::generate();

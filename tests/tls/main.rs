@@ -12,7 +12,7 @@ mod core_suite;
 mod mistakes;
 #[cfg(feature = "tls")]
 mod pool;
-#[cfg(feature = "tls")]
+#[cfg(feature = "encrypted-keys")]
 mod secrets;
 #[cfg(feature = "tls")]
 mod support;

@@ -129,6 +129,7 @@ fn a_key_file_without_a_key() {
     assert_set_up(&error, "client_key", &file, "has no private key in it, but CERTIFICATE");
 }
 
+#[cfg(feature = "encrypted-keys")]
 #[test]
 fn an_encrypted_key_without_its_password() {
     let certificates = Certificates::generate();

@@ -73,6 +73,7 @@ fn a_certificate_made_out_to_another_name_is_accepted_under_that_name() {
     assert!(matches!(&error, Error::Tls { item, .. } if **item == *"server_name"), "{error:?}");
 }
 
+#[cfg(feature = "encrypted-keys")]
 #[test]
 fn a_url_says_it_all() {
     let certificates = Certificates::for_host("elsewhere.example");
