@@ -187,7 +187,17 @@ pub struct StreamOutput {
     pub(crate) retention: Retention,
     pub(crate) ttl: Option<Duration>,
     /// `XADD` up to the first field, encoded by the first message.
-    pub(crate) add_start: OnceLock<Box<[u8]>>,
+    pub(crate) add_start: OnceLock<AddStart>,
+}
+
+/// The encoded start of `XADD`, which is the same for all messages.
+#[derive(Clone, Debug)]
+pub(crate) struct AddStart {
+    /// For a message that is a payload: up to the value of its only field.
+    pub(crate) with_payload: Vec<u8>,
+    /// For any other: from the command's name to the first field, and how many arguments that is.
+    pub(crate) without_fields: Vec<u8>,
+    pub(crate) arguments: usize,
 }
 
 impl StreamOutput {

@@ -73,17 +73,17 @@ impl EntryId {
 /// The decimal number at the start, at least one digit of it, and what follows.
 fn leading_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     // The milliseconds of this century have thirteen digits.
-    let eight = bytes.split_first_chunk().and_then(|(digits, rest)| Some((eight_digits(*digits)?, rest)));
-    let (mut value, mut rest) = eight.unwrap_or((0, bytes));
-    while let Some((&byte, following)) = rest.split_first() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            break;
-        }
-        value = value.checked_mul(10)?.checked_add(u64::from(digit))?;
-        rest = following;
+    let eight = bytes.first_chunk().and_then(|digits| eight_digits(*digits));
+    let (mut value, mut length) = eight.map_or((0, 0), |value| (value, 8));
+    while let Some(digit) = bytes.get(length).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
+        value = match length {
+            // Nineteen digits cannot overflow.
+            ..19 => value * 10 + u64::from(digit),
+            _ => value.checked_mul(10)?.checked_add(u64::from(digit))?,
+        };
+        length += 1;
     }
-    (rest.len() < bytes.len()).then_some((value, rest))
+    if length == 0 { None } else { Some((value, bytes.get(length..)?)) }
 }
 
 /// The number that eight digits write, all of them read at once: neighbours are joined to pairs, pairs to fours, fours to
@@ -256,6 +256,14 @@ impl<'a> Message<'a> {
         match &self.0 {
             Content::Payload(_) => 1,
             Content::Fields(fields) => fields.len(),
+        }
+    }
+
+    /// The payload, if that is all there is.
+    pub(crate) fn payload(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Content::Payload(payload) => Some(payload),
+            Content::Fields(_) => None,
         }
     }
 

@@ -204,6 +204,11 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
+    /// Whether it has seen nothing of the next reply yet.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.position == 0
+    }
+
     /// Looks at `bytes`, which start where the reply starts; the reply's length when it is complete.
     pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         loop {

@@ -2,8 +2,8 @@
 
 use super::{ack, integer, missing_from_stream, push_id};
 use crate::connection::Connection;
-use crate::endpoint::{Member, Retention, StreamOutput};
-use crate::entry::{EntryId, Message};
+use crate::endpoint::{AddStart, Member, Retention, StreamOutput};
+use crate::entry::{EntryId, Message, PAYLOAD_FIELD};
 use crate::error::Result;
 use crate::resp::{Command, Token, header, push_argument};
 
@@ -27,18 +27,30 @@ const MAX_SCRIPT_FIELDS: usize = 3_000;
 
 /// Encodes `XADD stream [MAXLEN|MINID ...] * field value ...`. What is the same for all messages to a stream is encoded once.
 pub(crate) fn encode_add(request: &mut Vec<u8>, output: &StreamOutput, message: &Message<'_>) {
-    let start = output.add_start.get_or_init(|| {
-        let mut start = Vec::new();
-        let command = Command::part(&mut start, 3 + retention_arguments(output.retention));
-        push_add(&mut command.arg("XADD").arg(&*output.stream_id), output, |_| {});
-        start.into()
-    });
-    header(request, b'*', 3 + retention_arguments(output.retention) + 2 * message.len());
-    request.extend_from_slice(start);
+    let start = output.add_start.get_or_init(|| encode_start(output));
+    if let Some(payload) = message.payload() {
+        request.extend_from_slice(&start.with_payload);
+        push_argument(request, payload);
+        return;
+    }
+    header(request, b'*', start.arguments + 2 * message.len());
+    request.extend_from_slice(&start.without_fields);
     message.for_each_field(|name, value| {
         push_argument(request, name);
         push_argument(request, value);
     });
+}
+
+fn encode_start(output: &StreamOutput) -> AddStart {
+    let arguments = 3 + retention_arguments(output.retention);
+    let mut without_fields = Vec::new();
+    let command = Command::part(&mut without_fields, arguments);
+    push_add(&mut command.arg("XADD").arg(&*output.stream_id), output, |_| {});
+    let mut with_payload = Vec::new();
+    header(&mut with_payload, b'*', arguments + 2);
+    with_payload.extend_from_slice(&without_fields);
+    push_argument(&mut with_payload, PAYLOAD_FIELD);
+    AddStart { with_payload, without_fields, arguments }
 }
 
 /// The reply to [`encode_add`].

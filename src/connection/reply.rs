@@ -90,7 +90,13 @@ impl ReplyBuffer {
         if unread.len() > MAX_REPLY {
             return Err("a reply longer than 2 GiB");
         }
-        let Some(length) = self.scanner.scan(unread)? else { return Ok(None) };
+        let length = match short_string(unread) {
+            Some(length) if self.scanner.is_at_start() => length,
+            _ => match self.scanner.scan(unread)? {
+                Some(length) => length,
+                None => return Ok(None),
+            },
+        };
         let start = self.start;
         self.start += length;
         Ok(Some((start, self.start)))
@@ -133,6 +139,13 @@ impl ReplyBuffer {
     pub(super) fn byte(&self, at: usize) -> Option<u8> {
         self.data.get(at).copied()
     }
+}
+
+/// The length of a complete string of two digits' length at the start, as an entry's id is: it needs no scanner.
+fn short_string(unread: &[u8]) -> Option<usize> {
+    let [b'$', tens @ b'0'..=b'9', ones @ b'0'..=b'9', b'\r', b'\n', rest @ ..] = unread else { return None };
+    let length = usize::from(tens - b'0') * 10 + usize::from(ones - b'0');
+    rest.get(length..).is_some_and(|end| end.starts_with(b"\r\n")).then_some(length + 7)
 }
 
 #[cfg(test)]

@@ -55,16 +55,30 @@ impl Drop for Command<'_> {
 
 #[inline]
 pub(crate) fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
-    // Nearly all lengths and counts have one digit or two.
-    match u8::try_from(number) {
-        Ok(number @ ..10) => out.extend_from_slice(&[kind, b'0' + number, b'\r', b'\n']),
-        Ok(number @ ..100) => {
-            out.extend_from_slice(&[kind, b'0' + number / 10, b'0' + number % 10, b'\r', b'\n']);
-        }
+    // Nearly all lengths and counts have few digits.
+    let digit = |divisor| b'0' + (number / divisor % 10) as u8;
+    match number {
+        0..10 => out.extend_from_slice(&[kind, digit(1), b'\r', b'\n']),
+        10..100 => out.extend_from_slice(&[kind, digit(10), digit(1), b'\r', b'\n']),
+        100..1000 => out.extend_from_slice(&[kind, digit(100), digit(10), digit(1), b'\r', b'\n']),
         _ => {
             out.push(kind);
             out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
             out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_any_length() {
+        for number in [0, 9, 10, 42, 99, 100, 105, 999, 1_000, 1_234_567, usize::MAX] {
+            let mut out = Vec::new();
+            header(&mut out, b'$', number);
+            assert_eq!(out, format!("${number}\r\n").into_bytes());
         }
     }
 }
