@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 /// next is made.
 const PIECE_MESSAGES: usize = 128;
 const PIECE_BYTES: usize = 64 * 1024;
+/// Room is made in advance for so many ids at most, whatever the iterator promises.
+const MOST_EXPECTED: usize = 64 * 1024;
 
 impl StepStream {
     /// Appends a message to the stream, which is created if there is none, and refreshes its expiry if the output has one,
@@ -58,15 +60,13 @@ impl StepStream {
         let Some(first) = messages.peek() else { return Ok(Vec::new()) };
         check_message(first)?;
         let mut connection = self.pool.get()?;
-        let mut batch = Batch { output, connection: &mut connection, confirmed: Vec::new(), pieces: Vec::new() };
-        let failure = match batch.publish(messages) {
-            Ok(()) => return Ok(batch.confirmed.into_iter().flatten().collect()),
-            Err(error) => error,
-        };
-        if batch.confirmed.is_empty() {
-            return Err(failure);
+        let answers = Vec::with_capacity(messages.size_hint().0.min(MOST_EXPECTED));
+        let mut batch = Batch { output, connection: &mut connection, taken: 0, answers, pieces: Vec::new() };
+        match batch.publish(messages) {
+            Ok(()) => Ok(batch.answers),
+            Err(error) if batch.taken == 0 => Err(error),
+            Err(error) => Err(Error::Batch { published: batch.published(), source: Arc::new(error) }),
         }
-        Err(Error::Batch { published: batch.confirmed.into(), source: Arc::new(failure) })
     }
 }
 
@@ -74,15 +74,16 @@ impl StepStream {
 struct Batch<'b> {
     output: &'b StreamOutput,
     connection: &'b mut Connection,
-    /// One item for each message that was taken: its id once confirmed. Messages are confirmed in order.
-    confirmed: Vec<Option<EntryId>>,
+    /// How many messages were taken from the caller's iterator.
+    taken: usize,
+    /// What became of the first of them: their ids, and [`EntryId::MIN`], which no entry has, for those that were refused.
+    answers: Vec<EntryId>,
     /// How many messages each piece under way holds; the oldest first, two at most.
     pieces: Vec<usize>,
 }
 
 impl Batch<'_> {
     fn publish<'a>(&mut self, mut messages: impl Iterator<Item = Message<'a>>) -> Result<()> {
-        let mut received = 0;
         let mut failure = None;
         while failure.is_none() {
             let piece = match self.encode_piece(&mut messages) {
@@ -96,12 +97,12 @@ impl Batch<'_> {
             self.connection.send()?;
             self.pieces.push(piece);
             if self.pieces.len() == 2 {
-                failure = self.confirm_piece(&mut received)?;
+                failure = self.confirm_piece()?;
             }
         }
         // What has left is answered, whatever stopped the rest.
         while !self.pieces.is_empty() {
-            let refusal = self.confirm_piece(&mut received)?;
+            let refusal = self.confirm_piece()?;
             failure = failure.or(refusal);
         }
         failure.map_or(Ok(()), Err)
@@ -112,17 +113,16 @@ impl Batch<'_> {
         let mut piece = 0;
         while piece < PIECE_MESSAGES && self.connection.unsent() < PIECE_BYTES {
             let Some(message) = messages.next() else { break };
+            self.taken += 1;
             if let Err(error) = check_message(&message) {
                 // The messages before it are not to blame.
                 if piece > 0 {
                     self.send_last_piece(piece)?;
                 }
-                self.confirmed.push(None);
                 return Err(error);
             }
             let output = self.output;
             self.connection.append(1, |request| commands::encode_add(request, output, &message));
-            self.confirmed.push(None);
             piece += 1;
         }
         if let (Some(ttl), true) = (self.output.ttl, piece > 0) {
@@ -142,22 +142,20 @@ impl Batch<'_> {
 
     /// Takes the replies to the oldest piece. A refused message does not hide the ids of the others; the first refusal is
     /// returned.
-    fn confirm_piece(&mut self, received: &mut usize) -> Result<Option<Error>> {
+    fn confirm_piece(&mut self) -> Result<Option<Error>> {
         let piece = if self.pieces.is_empty() { 0 } else { self.pieces.remove(0) };
         let mut refusal = None;
         // The iterator may have taken its time since the piece was sent, and the replies have come long ago.
         self.connection.renew_deadline();
         for _ in 0..piece {
             match commands::receive_id(self.connection, "XADD") {
-                Ok(id) => {
-                    if let Some(slot) = self.confirmed.get_mut(*received) {
-                        *slot = Some(id);
-                    }
-                }
+                Ok(id) => self.answers.push(id),
                 Err(error) if self.connection.is_failed() => return Err(error),
-                Err(error) => refusal = refusal.or(Some(error)),
+                Err(error) => {
+                    self.answers.push(EntryId::MIN);
+                    refusal = refusal.or(Some(error));
+                }
             }
-            *received += 1;
         }
         if self.pieces.is_empty() {
             conclude_add(self.connection, self.output);
@@ -166,6 +164,12 @@ impl Batch<'_> {
             let _ = commands::receive_refresh(self.connection);
         }
         Ok(refusal)
+    }
+
+    /// For each message that was taken, its id if it was confirmed.
+    fn published(&self) -> Arc<[Option<EntryId>]> {
+        let answered = self.answers.iter().map(|id| Some(*id).filter(|id| *id != EntryId::MIN));
+        answered.chain(std::iter::repeat(None)).take(self.taken).collect()
     }
 }
 
