@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use support::common::{Direction, Proxy, Server};
@@ -14,12 +16,14 @@ const ABOUT: &str = "\
 Publishes entries one at a time, in batches, and from many threads: on a raw socket, with the redis crate, and with
 step-redis.
 
-  raw            a TcpStream with prebuilt requests; each reply is awaited and scanned in place
-  raw combined   all threads' messages in one request on one connection
-  raw pipelined  the same with two requests under way: the ceiling of one connection
-  redis          the redis crate's own connection, pipe() for batches; one connection for each thread";
+  raw             a TcpStream with prebuilt requests; each reply is awaited and scanned in place
+  raw combined    all threads' messages in one request on one connection
+  raw by threads  the same when each message has its thread, which waits until it is confirmed
+  raw pipelined   as combined, with two requests under way: the ceiling of one connection
+  redis           the redis crate's own connection, pipe() for batches; one connection for each thread";
 
 const STREAM: &str = "bench";
+const BY_THREADS: &str = "raw by threads";
 /// Threads that share the small pool, and its connections.
 const MANY: usize = 64;
 const SMALL_POOL: u32 = 10;
@@ -140,7 +144,7 @@ fn eight_threads(session: &Session, port: u16, payload: usize) {
         count,
         unit: "entries",
         rounds: session.rounds(13),
-        references: &["raw", "raw pipelined", "step-redis, pool of 8"],
+        references: &["raw", BY_THREADS, "raw pipelined", "step-redis, pool of 8"],
     };
     let bytes = ways::payload(payload);
     let request = add_request(STREAM, &bytes);
@@ -156,6 +160,7 @@ fn eight_threads(session: &Session, port: u16, payload: usize) {
                 in_threads(THREADS, |thread| ways::raw_publish(&mut lock(&connections[thread]), &request, each))
             }),
             contender("raw combined", || combined(port, &request, THREADS, count)),
+            contender(BY_THREADS, || combined_by_threads(port, &request, THREADS, each)),
             contender("raw pipelined", || pipelined(port, &request, THREADS, count)),
             contender("redis", || {
                 fresh(port);
@@ -189,7 +194,7 @@ fn many_threads(session: &Session, port: u16, payload: usize) {
         count,
         unit: "entries",
         rounds: session.rounds(7),
-        references: &["step-redis, pool of 10", "raw combined"],
+        references: &["step-redis, pool of 10", BY_THREADS],
     };
     let bytes = ways::payload(payload);
     let request = add_request(STREAM, &bytes);
@@ -200,6 +205,7 @@ fn many_threads(session: &Session, port: u16, payload: usize) {
         &scenario,
         vec![
             contender("raw combined", || combined(port, &request, MANY, count)),
+            contender(BY_THREADS, || combined_by_threads(port, &request, MANY, each)),
             contender("raw pipelined", || pipelined(port, &request, MANY, count)),
             contender("redis", || {
                 fresh(port);
@@ -265,7 +271,26 @@ fn combined(port: u16, request: &[u8], threads: usize, count: usize) -> Duration
     timed(|| ways::raw_publish_batches(&mut raw, &requests, threads, count / threads))
 }
 
-/// The same in two halves, both under way.
+/// The same when each message has its thread: the last of them to come sends for all, and none goes on before it is done.
+/// What this costs beyond `combined` is running so many threads in turn, which no publisher for threads can avoid.
+fn combined_by_threads(port: u16, request: &[u8], threads: usize, each: usize) -> Duration {
+    fresh(port);
+    let (raw, requests) = (Locked::new(Raw::connect(port)), request.repeat(threads));
+    let (come, sent) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    in_threads(threads, |_| {
+        for turn in 0..each {
+            if come.fetch_add(1, Ordering::AcqRel) + 1 == threads * (turn + 1) {
+                ways::raw_publish_batches(&mut lock(&raw), &requests, threads, 1);
+                sent.store(turn + 1, Ordering::Release);
+            }
+            while sent.load(Ordering::Acquire) <= turn {
+                thread::yield_now();
+            }
+        }
+    })
+}
+
+/// The same as `combined` in two halves, both under way.
 fn pipelined(port: u16, request: &[u8], threads: usize, count: usize) -> Duration {
     fresh(port);
     let half = threads / 2;
