@@ -113,19 +113,16 @@ fn line(bytes: &[u8]) -> Result<Option<&[u8]>, Malformed> {
 /// A decimal number up to its CRLF, with the bytes it took, CRLF included.
 #[inline]
 fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
+    let digit = |byte: u8| i64::from(byte - b'0');
     // Nearly all numbers are short and positive lengths.
-    let mut value = 0_i64;
-    for (count, &byte) in bytes.iter().take(9).enumerate() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            if byte == b'\r' && count > 0 && bytes.get(count + 1) == Some(&b'\n') {
-                return Ok(Some((value, count + 2)));
-            }
-            break;
+    match *bytes {
+        [a @ b'0'..=b'9', b'\r', b'\n', ..] => Ok(Some((digit(a), 3))),
+        [a @ b'0'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', ..] => Ok(Some((10 * digit(a) + digit(b), 4))),
+        [a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', b'\n', ..] => {
+            Ok(Some((100 * digit(a) + 10 * digit(b) + digit(c), 5)))
         }
-        value = value * 10 + i64::from(digit);
+        _ => any_number(bytes),
     }
-    any_number(bytes)
 }
 
 /// The same for numbers of any length and sign, and for what is none.
