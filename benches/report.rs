@@ -115,6 +115,8 @@ impl Target {
 const ONE: &str = "one core";
 const TWO: &str = "two cores";
 const PUBLISHER: &str = "step-redis publisher()";
+/// The bound of all publishers for many threads.
+const BY_THREADS: &str = "raw by threads";
 
 #[rustfmt::skip]
 const TARGETS: &[Target] = &[
@@ -124,7 +126,9 @@ const TARGETS: &[Target] = &[
     Target::new("8 threads over one pool", ["publish", "8 threads", ONE], "step-redis, pool of 8", "raw", Bound::AtLeast(0.95)),
     Target::new("8 threads over one pool", ["publish", "8 threads", TWO], "step-redis, pool of 8", "raw", Bound::AtLeast(0.95)),
     Target::new("8 threads through publisher()", ["publish", "8 threads", ONE], PUBLISHER, "step-redis, pool of 8", Bound::AtLeast(4.0)),
+    Target::new("8 threads through publisher()", ["publish", "8 threads", ONE], PUBLISHER, BY_THREADS, Bound::AtLeast(0.85)),
     Target::new("8 threads through publisher()", ["publish", "8 threads", TWO], PUBLISHER, "raw pipelined", Bound::AtLeast(1.0)),
+    Target::new("8 threads through publisher()", ["publish", "8 threads", TWO], PUBLISHER, BY_THREADS, Bound::AtLeast(0.85)),
     Target::new("64 threads through publisher()", ["publish", "64 threads", ONE], PUBLISHER, "step-redis, pool of 10", Bound::AtLeast(3.0)),
     Target::new("64 threads through publisher()", ["publish", "64 threads", TWO], PUBLISHER, "step-redis, pool of 10", Bound::AtLeast(3.0)),
     Target::new("64 threads, 1 ms away", ["publish", "64 threads, 1 ms away", ONE], PUBLISHER, "step-redis, pool of 10", Bound::AtLeast(20.0)),
@@ -189,6 +193,9 @@ fn ratio<'a>(row: &'a Row, reference: &str) -> Option<&'a Ratio> {
 }
 
 fn table(bench: &str, rows: &[Row]) -> String {
+    if bench == "footprint" {
+        return footprint(rows);
+    }
     let mut text = String::new();
     let mut scenario = None;
     for row in rows.iter().filter(|row| row.bench == bench) {
@@ -210,6 +217,25 @@ fn table(bench: &str, rows: &[Row]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// One line for each program.
+fn footprint(rows: &[Row]) -> String {
+    let mut text = String::from("\n### footprint of a minimal consumer\n");
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.bench == "footprint").collect();
+    let Some(first) = rows.first() else { return String::new() };
+    let columns = rows.iter().filter(|row| row.contender == first.contender).count();
+    for (line, program) in rows.chunks(columns).enumerate() {
+        if line == 0 {
+            text += "\n| |";
+            program.iter().for_each(|row| text += &format!(" {} |", row.scenario));
+            text += "\n|---|";
+            program.iter().for_each(|_| text += "---:|");
+        }
+        let _ = write!(text, "\n| {} |", program.first().map_or("", |row| &row.contender));
+        program.iter().for_each(|row| text += &format!(" {} |", row.result));
+    }
+    text + "\n"
 }
 
 /// A group of bars: a scenario, the reference that is the full width, and the contenders.
@@ -240,7 +266,7 @@ const GROUPS: &[Group] = &[
         title: "publish from 64 threads",
         bench: "publish",
         scenario: "64 threads",
-        reference: "raw combined",
+        reference: BY_THREADS,
         bars: &[(PUBLISHER, "step-redis, publisher()"), ("redis", "redis, 64 connections")],
     },
     Group {

@@ -150,7 +150,27 @@ fn short_string(unread: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// The short way must not find what the scanner would not.
+        #[test]
+        fn short_strings_are_what_the_scanner_takes_for_whole(
+            length in "[0-9]{1,3}", header in "\r\n|\r|\n|", content in "[-0-9$\r\n]{0,40}", end in "\r\n|\r|x\r\n|",
+        ) {
+            let bytes = format!("${length}{header}{content}{end}");
+            if let Some(found) = short_string(bytes.as_bytes()) {
+                prop_assert_eq!(Scanner::default().scan(bytes.as_bytes()), Ok(Some(found)));
+            }
+            // And one that is certainly whole is found.
+            let whole = format!("${:02}\r\n{content}\r\n{end}", content.len());
+            prop_assert_eq!(short_string(whole.as_bytes()), Some(content.len() + 7));
+        }
+    }
 
     #[test]
     fn a_large_buffer_is_freed_once_its_reply_is_taken() {
