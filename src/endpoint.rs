@@ -172,7 +172,8 @@ pub enum Retention {
     MinId(EntryId),
 }
 
-/// What to write: a stream, and what it keeps.
+/// What to write: a stream, and what it keeps. Best made once and used for many messages: what is the same in all commands
+/// is encoded with the first.
 ///
 /// ```
 /// use std::time::Duration;

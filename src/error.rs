@@ -365,6 +365,10 @@ pub(crate) fn with_causes(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
+        // What a server says has its code in the first line already, and its kind adds nothing to that.
+        if let Some(refusal) = error.downcast_ref::<RedisError>().filter(|refusal| refusal.code().is_some()) {
+            return refusal.detail().map(|detail| format!("{text}: {detail}")).unwrap_or(text);
+        }
         let said = error.to_string();
         // Some errors are their own cause.
         if !text.ends_with(&said) {
@@ -394,6 +398,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_says_is_said_once() {
+        for (answer, said) in [
+            ("ERR no such key", "the server answered XINFO with ERR: no such key"),
+            ("WRONGTYPE another kind", "the server answered XINFO with WRONGTYPE: another kind"),
+            ("LOADING", "the server answered XINFO with LOADING"),
+        ] {
+            assert_eq!(with_causes(&Error::server("XINFO", crate::resp::redis_error(answer.as_bytes()))), said);
+        }
+    }
+
+    #[test]
     fn the_cause_is_a_source_and_not_part_of_the_text() {
         let error = Error::Lost {
             address: "host:1".into(),
@@ -401,6 +416,7 @@ mod tests {
             source: Arc::new(io::Error::other("the cause")),
         };
         assert!(!error.to_string().contains("the cause"));
+        assert!(with_causes(&error).ends_with(": the cause"));
         assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("the cause"));
     }
 }

@@ -113,8 +113,8 @@
 //! ```
 //!
 //! The same as a URL is `rediss://redis.example.com:6380?ssl_ca_certs=/path/to/ca.pem`. To a server that wants to know the
-//! client, show a certificate too. Its key may be encrypted (PKCS#8, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes it);
-//! the password is never printed or logged, nor is the key:
+//! client, show a certificate too. Its key may be encrypted (PKCS#8, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes it;
+//! feature `encrypted-keys`); the password is never printed or logged, nor is the key:
 //!
 //! ```rust,no_run
 //! use step_redis::{PoolParams, StepPool, TlsParams};

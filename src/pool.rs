@@ -158,8 +158,8 @@ impl StepPool {
         let mut left = deadline.limit();
         let mut discarded = None;
         loop {
-            // One that lies ready costs r2d2 less when it is not told to wait, and is handed out whatever the limit is; so
-            // a limit that has run out ends the loop too.
+            // To take one that lies ready costs r2d2 less than to wait for one. When the time is up, what lies ready fails
+            // its check, and waiting fails, so the loop ends.
             let lent = self.connections.try_get().or_else(|| self.connections.get_timeout(left).ok());
             let Some(mut connection) = lent else {
                 return Err(self.exhausted(deadline.started().elapsed(), discarded));

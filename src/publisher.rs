@@ -30,8 +30,8 @@ const SHORT_ROUND_TRIP: Duration = Duration::from_millis(1);
 ///
 /// [`publish`](Publisher::publish) returns when the server has confirmed the message, as
 /// [`StepStream::publish`] does. What is different is what happens when several threads publish at once: while one request
-/// is under way, the messages of the others gather, and go together with the next. Before it goes, it waits for the callers of
-/// the last one for a quarter of a round trip, at most 2 ms, and goes at once when as many have come. Where round trips take
+/// is under way, the messages of the others gather, and go together with the next. Before it goes, it
+/// waits for as many callers as there were a moment ago, for a quarter of a round trip and at most 2 ms. Where round trips take
 /// less than a millisecond, a caller gives way to other threads a few times before it sleeps.
 ///
 /// ```no_run
@@ -228,6 +228,7 @@ impl Publisher {
         if queue.encoded.capacity() == 0 {
             queue.encoded = encoded;
             queue.encoded.clear();
+            queue.encoded.shrink_to(QUEUE_BYTES);
         }
         let next = (queue.messages > 0).then(|| Arc::clone(&queue.batch));
         if next.is_none() {

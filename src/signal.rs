@@ -42,6 +42,11 @@ impl Signal {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
+    /// Whether this is a clone of it.
+    pub(crate) fn is(&self, other: &Signal) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Has those who wait look around.
     pub(crate) fn nudge(&self) {
         // Under the lock, so that nobody is between looking and lying down.

@@ -87,8 +87,8 @@ impl AckQueue {
         ids
     }
 
-    /// The reader waits for handlers, and may be long in coming.
-    pub(super) fn reader_is_held_up(&self) {
+    /// The reader waits for something else, and may be long in coming or not come at all.
+    pub(super) fn reader_is_away(&self) {
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.reader_is_near) {
             self.call_if_full(&state);

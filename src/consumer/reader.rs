@@ -91,6 +91,7 @@ impl Reader {
             if let Some(acks) = self.ahead.take() {
                 self.shared.acks.put_back(acks);
             }
+            self.shared.acks.reader_is_away();
             match served {
                 Ok(Stopped) => return Ok(()),
                 Err(_) if self.shared.stopping.is_set() => return Ok(()),
@@ -115,6 +116,7 @@ impl Reader {
     fn wait_before_next_attempt(&mut self) {
         let wait = self.shared.settings.backoff.wait(self.failures);
         self.failures = self.failures.saturating_add(1);
+        self.shared.acks.reader_is_away();
         self.shared.stopping.wait(wait);
     }
 
@@ -142,6 +144,7 @@ impl Reader {
                         self.shared.member.consumer
                     );
                 }
+                self.shared.acks.reader_is_away();
                 self.shared.stopping.wait(self.shared.settings.backoff.first);
                 continue;
             }
@@ -246,7 +249,7 @@ impl Reader {
         // there is one core for both, it would run at once and lie down again.
         thread::yield_now();
         let Some(item) = self.try_send(item)? else { return Ok(()) };
-        self.shared.acks.reader_is_held_up();
+        self.shared.acks.reader_is_away();
         self.channel.send(item).map_err(|_| Stopped)
     }
 

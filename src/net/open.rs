@@ -39,9 +39,11 @@ pub(super) fn look_up(
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let look_up = begin((host.to_owned(), port), |target| target.to_socket_addrs().map(Vec::from_iter))?;
-    lock(&look_up.waiters).push(interrupter.interrupted.clone());
-    let ended = interrupter.interrupted.wait_or(deadline.remaining()?, || look_up.ended.is_set());
-    if interrupter.interrupted.is_set() {
+    let (remaining, interruption) = (deadline.remaining()?, &interrupter.interrupted);
+    lock(&look_up.waiters).push(interruption.clone());
+    let ended = interruption.wait_or(remaining, || look_up.ended.is_set());
+    lock(&look_up.waiters).retain(|waiter| !waiter.is(interruption));
+    if interruption.is_set() {
         return Err(interrupted());
     }
     if !ended {

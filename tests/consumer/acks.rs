@@ -66,6 +66,25 @@ fn a_full_queue_is_sent_although_the_reader_is_held_up_by_a_full_channel() {
 }
 
 #[test]
+fn a_full_queue_is_sent_although_the_reader_was_stopped_amid_full_batches() {
+    const ENTRIES: usize = 20_000;
+    let bench = Bench::start();
+    bench.publish(ENTRIES);
+    let mode = AckMode::Queued { max: 100, delay: LONG * 10 };
+    let consumer = quiet(&bench).prefetch(ENTRIES).batch(10).ack_mode(mode).spawn().unwrap();
+    let deliveries: Vec<_> = (0..100).map(|_| next(&consumer)).collect();
+    consumer.stop_handle().stop();
+    consumer.iter().for_each(|delivery| delivery.unwrap().leave());
+    let pending = bench.pending();
+    assert!(pending < ENTRIES, "it was to stop amid them");
+    let acked = Instant::now();
+    deliveries.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    bench.server.wait_until(|_| bench.pending() == pending - 100);
+    // Once a second the keeper looks around, whether it was called or not.
+    assert!(acked.elapsed() < Duration::from_millis(500), "{:?}", acked.elapsed());
+}
+
+#[test]
 fn close_flushes_what_is_queued() {
     const ENTRIES: usize = 3_000;
     let bench = Bench::start();
