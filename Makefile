@@ -52,7 +52,7 @@ bench: setup ## run the benchmarks (under 5 minutes); table and chart in target/
 
 .PHONY: bench-record
 bench-record: bench
-	cargo bench --bench footprint -- --reference --clean
+	cargo bench --bench footprint -- --all --clean
 	cargo bench --bench instructions
 	cargo bench --bench report -- --record
 

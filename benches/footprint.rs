@@ -14,16 +14,16 @@ use support::common::{Certificates, Server, end_with_parent, resident_memory, sp
 use support::record::{Record, Row, directory};
 
 const HELP: &str = "\
-Builds a minimal consumer in release, stripped: without TLS, with it, and with it but without `encrypted-keys`. Runs it;
-prints the size of the program, the memory it has resident once it has handled a few entries, its threads, and the crates it
-consists of.
+Builds a minimal consumer in release, stripped, with and without TLS; runs it; prints the size of the program, the memory
+it has resident once it has handled a few entries, its threads, and the crates it consists of.
 
     cargo bench --bench footprint [-- OPTIONS]
 
-  --reference  also the same program written by hand on the redis crate, with one thread and a channel
-  --clean      build from nothing each time, and tell how long that takes
-  --quick      without TLS only
-  --help       this text
+  --all     also with TLS but without `encrypted-keys`, and the same program written by hand on the redis crate, with one
+            thread and a channel
+  --clean   build from nothing each time, and tell how long that takes
+  --quick   without TLS only
+  --help    this text
 ";
 
 const OURS: &str = include_str!("footprint/consumer.rs");
@@ -37,12 +37,12 @@ struct Program {
 }
 
 fn main() {
-    let (mut reference, mut clean, mut quick) = (false, false, false);
+    let (mut all, mut clean, mut quick) = (false, false, false);
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             // cargo's own.
             "--bench" => {}
-            "--reference" => reference = true,
+            "--all" => all = true,
             "--clean" => clean = true,
             "--quick" => quick = true,
             "--help" => {
@@ -61,7 +61,7 @@ fn main() {
         "{:24} {:>10} {:>12} {:>8} {:>7} {:>9}",
         "minimal consumer", "program", "resident", "threads", "crates", "build"
     );
-    for program in programs(reference, quick) {
+    for program in programs(all, quick) {
         match weigh(&program, clean) {
             Ok(weight) => {
                 println!("{}", weight.line(program.name));
@@ -85,7 +85,7 @@ fn main() {
     }
 }
 
-fn programs(reference: bool, quick: bool) -> Vec<Program> {
+fn programs(all: bool, quick: bool) -> Vec<Program> {
     let path = env!("CARGO_MANIFEST_DIR");
     let ours = |features: &str| format!("step-redis = {{ path = {path:?}{features} }}");
     let bare =
@@ -93,14 +93,10 @@ fn programs(reference: bool, quick: bool) -> Vec<Program> {
     let mut programs = vec![
         Program { name: "step-redis", source: OURS, dependency: ours(", default-features = false"), tls: false },
         Program { name: "step-redis, TLS", source: OURS, dependency: ours(""), tls: true },
-        Program {
-            name: "step-redis, `tls` alone",
-            source: OURS,
-            dependency: ours(", default-features = false, features = [\"tls\"]"),
-            tls: true,
-        },
     ];
-    if reference {
+    if all {
+        let dependency = ours(", default-features = false, features = [\"tls\"]");
+        programs.push(Program { name: "step-redis, `tls` alone", source: OURS, dependency, tls: true });
         let tls = r#""streams", "tls-rustls", "tls-rustls-insecure""#;
         // The provider of the handshake's arithmetic must be chosen; ours is `ring` too.
         let provider =

@@ -55,8 +55,8 @@ fn measure(session: &Session, port: u16, origin: Instant, payload: usize, every:
         return;
     }
     // About as long at either rate.
-    let count = session.scaled((400_000 / every.as_micros() as usize).clamp(400, 1_500));
-    let rounds = session.rounds(5);
+    let count = session.scaled((150_000 / every.as_micros() as usize).clamp(150, 500));
+    let rounds = session.rounds(11);
     let (mut raw, mut redis, step) = (Raw::connect(port), ways::redis(port), ways::step(port, 2));
     let input = ways::input(STREAM).wait_timeout(BLOCK);
     let mut contenders: Vec<(&str, Read<'_>)> = vec![

@@ -53,7 +53,8 @@ fn one_at_a_time(session: &Session, port: u16, payload: usize) {
     let scenario = Scenario { name, payload, count, unit: "entries", rounds: session.rounds(27), references: &["raw"] };
     let bytes = ways::payload(payload);
     let request = add_request(STREAM, &bytes);
-    let (mut raw, mut redis, step) = (Raw::connect(port), ways::redis(port), ways::step(port, 1));
+    let (mut raw, mut limited) = (Raw::connect(port), Raw::limited(port));
+    let (mut redis, step) = (ways::redis(port), ways::step(port, 1));
     let (output, publisher) = (ways::output(STREAM), step.publisher(ways::output(STREAM)));
     compare(
         session,
@@ -62,6 +63,10 @@ fn one_at_a_time(session: &Session, port: u16, payload: usize) {
             contender("raw", || {
                 fresh(port);
                 timed(|| ways::raw_publish(&mut raw, &request, count))
+            }),
+            contender("raw with a time limit", || {
+                fresh(port);
+                timed(|| ways::raw_publish(&mut limited, &request, count))
             }),
             contender("redis", || {
                 fresh(port);
@@ -143,7 +148,7 @@ fn eight_threads(session: &Session, port: u16, payload: usize) {
         payload,
         count,
         unit: "entries",
-        rounds: session.rounds(13),
+        rounds: session.rounds(11),
         references: &["raw", BY_THREADS, "raw pipelined", "step-redis, pool of 8"],
     };
     let bytes = ways::payload(payload);

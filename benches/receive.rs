@@ -89,7 +89,7 @@ fn everything(session: &Session, port: u16, payload: usize) {
         payload,
         count,
         unit: "entries",
-        rounds: session.rounds(9),
+        rounds: session.rounds(7),
         references: &["raw", "raw pipelined", BY_BATCH],
     };
     let (step, input) = (ways::step(port, 2), ways::input(STREAM));
@@ -174,6 +174,9 @@ fn one_by_one(session: &Session, port: u16, payload: usize) {
         &scenario,
         vec![
             stage.contender("raw", || ways::raw_consume_each(&mut Raw::connect(port), STREAM, count)),
+            stage.contender("raw with a time limit", || {
+                ways::raw_consume_each(&mut Raw::limited(port), STREAM, count);
+            }),
             stage.contender("redis", || ways::redis_consume_each(&mut ways::redis(port), STREAM, count)),
             stage.contender("step-redis", || ways::step_consume_each(&step, &input, count)),
             stage.measured("step-redis consumer", || {

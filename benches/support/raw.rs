@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// What is read at once; the same as the library does.
 const READ_SIZE: usize = 64 * 1024;
@@ -31,6 +32,15 @@ impl Raw {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("the private server accepts");
         stream.set_nodelay(true).expect("a TCP socket");
         Raw { stream, buffer: vec![0; 2 * READ_SIZE], start: 0, end: 0 }
+    }
+
+    /// The same with a limit on each wait, as a client has that must not hang: the kernel sets a timer for each.
+    pub fn limited(port: u16) -> Raw {
+        const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
+        let raw = Raw::connect(port);
+        raw.stream.set_read_timeout(LIMIT).expect("a TCP socket");
+        raw.stream.set_write_timeout(LIMIT).expect("a TCP socket");
+        raw
     }
 
     /// Sends a request and waits for its reply.
