@@ -167,21 +167,12 @@ fn eight_threads(session: &Session, port: u16, payload: usize) {
             contender("raw combined", || combined(port, &request, THREADS, count)),
             contender(BY_THREADS, || combined_by_threads(port, &request, THREADS, each)),
             contender("raw pipelined", || pipelined(port, &request, THREADS, count)),
-            contender("redis", || {
-                fresh(port);
-                let connections = locked(THREADS, || ways::redis(port));
-                in_threads(THREADS, |thread| {
-                    ways::redis_publish(&mut lock(&connections[thread]), STREAM, &bytes, each);
-                })
-            }),
+            contender("redis", || redis_connections(port, &bytes, THREADS, each)),
             contender("step-redis, pool of 8", || {
                 fresh(port);
                 in_threads(THREADS, |_| ways::step_publish(&step, &output, &bytes, each))
             }),
-            contender("step-redis publisher()", || {
-                fresh(port);
-                in_threads(THREADS, |_| publish_through(&publisher, &bytes, each))
-            }),
+            contender("step-redis publisher()", || one_publisher(port, &publisher, &bytes, THREADS, each)),
         ],
     );
 }
@@ -212,19 +203,12 @@ fn many_threads(session: &Session, port: u16, payload: usize) {
             contender("raw combined", || combined(port, &request, MANY, count)),
             contender(BY_THREADS, || combined_by_threads(port, &request, MANY, each)),
             contender("raw pipelined", || pipelined(port, &request, MANY, count)),
-            contender("redis", || {
-                fresh(port);
-                let connections = locked(MANY, || ways::redis(port));
-                in_threads(MANY, |thread| ways::redis_publish(&mut lock(&connections[thread]), STREAM, &bytes, each))
-            }),
+            contender("redis", || redis_connections(port, &bytes, MANY, each)),
             contender("step-redis, pool of 10", || {
                 fresh(port);
                 in_threads(MANY, |_| ways::step_publish(&step, &output, &bytes, each))
             }),
-            contender("step-redis publisher()", || {
-                fresh(port);
-                in_threads(MANY, |_| publish_through(&publisher, &bytes, each))
-            }),
+            contender("step-redis publisher()", || one_publisher(port, &publisher, &bytes, MANY, each)),
         ],
     );
 }
@@ -261,10 +245,7 @@ fn far_away(session: &Session, port: u16, payload: usize) {
                 fresh(port);
                 in_threads(MANY, |_| ways::step_publish(&step, &output, &bytes, each))
             }),
-            contender("step-redis publisher()", || {
-                fresh(port);
-                in_threads(MANY, |_| publish_through(&publisher, &bytes, each))
-            }),
+            contender("step-redis publisher()", || one_publisher(port, &publisher, &bytes, MANY, each)),
         ],
     );
 }
@@ -295,12 +276,31 @@ fn combined_by_threads(port: u16, request: &[u8], threads: usize, each: usize) -
     })
 }
 
+/// A connection of the `redis` crate for each thread.
+fn redis_connections(port: u16, payload: &[u8], threads: usize, each: usize) -> Duration {
+    fresh(port);
+    let connections = locked(threads, || ways::redis(port));
+    in_threads(threads, |thread| ways::redis_publish(&mut lock(&connections[thread]), STREAM, payload, each))
+}
+
 /// The same as `combined` in two halves, both under way.
 fn pipelined(port: u16, request: &[u8], threads: usize, count: usize) -> Duration {
     fresh(port);
     let half = threads / 2;
     let (mut raw, requests) = (Raw::connect(port), request.repeat(half));
     timed(|| ways::raw_publish_pipelined(&mut raw, &requests, half, count / half))
+}
+
+/// All threads through one publisher.
+fn one_publisher(
+    port: u16,
+    publisher: &step_redis::Publisher,
+    payload: &[u8],
+    threads: usize,
+    each: usize,
+) -> Duration {
+    fresh(port);
+    in_threads(threads, |_| publish_through(publisher, payload, each))
 }
 
 fn publish_through(publisher: &step_redis::Publisher, payload: &[u8], count: usize) {
