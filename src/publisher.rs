@@ -141,9 +141,10 @@ impl Publisher {
     /// Appends a message to the stream and waits until the server has confirmed it (`XADD`, `PEXPIRE`). Messages of one
     /// caller keep their order.
     ///
-    /// Waits for the turn before its own and for its own. Each takes at most `socket_timeout`; after an idle time, a `PING`
-    /// of at most `socket_timeout` comes first, and where the connection is lost, `socket_connect_timeout`. At most 1,024
-    /// messages, or a mebibyte, gather for a turn; who finds it full waits for a later one. Nothing is ever sent twice.
+    /// Waits for the turn before its own and for its own. Each takes at most `socket_timeout`, and 2 ms for others to join;
+    /// after an idle time, a `PING` of at most `socket_timeout` comes first, and where the connection is lost,
+    /// `socket_connect_timeout`. At most 1,024 messages, or a mebibyte, gather for a turn; who finds it full waits for a
+    /// later one. Nothing is ever sent twice.
     ///
     /// # Errors
     /// Those of [`StepStream::publish`], for exactly the callers they concern: a refused message is its own caller's error,
