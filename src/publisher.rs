@@ -206,8 +206,25 @@ impl Publisher {
     }
 
     /// Publishes all that has gathered, this caller's message among it, and passes the turn on.
-    fn take_turn(&self, mut queue: MutexGuard<'_, Queue>) {
-        let shared = &*self.shared;
+    fn take_turn(&self, queue: MutexGuard<'_, Queue>) {
+        TurnUnderWay::begin(&self.shared, queue).round_trip();
+    }
+}
+
+/// A turn from taking what has gathered to answering its callers. They are answered, and the turn is passed on, when it is
+/// dropped: by a panic too, such as one of the program's logger, so that nobody waits for a caller who is gone.
+struct TurnUnderWay<'p> {
+    shared: &'p Shared,
+    batch: Arc<Batch>,
+    encoded: Vec<u8>,
+    messages: usize,
+    started: Instant,
+    /// One for each message.
+    results: Vec<Result<EntryId>>,
+}
+
+impl<'p> TurnUnderWay<'p> {
+    fn begin(shared: &'p Shared, mut queue: MutexGuard<'_, Queue>) -> TurnUnderWay<'p> {
         queue.turn = Turn::Taken;
         let was_full = queue.is_full();
         let batch = std::mem::replace(&mut queue.batch, Batch::new());
@@ -217,17 +234,53 @@ impl Publisher {
         if was_full {
             shared.room.notify_all();
         }
+        let results = Vec::with_capacity(messages);
+        TurnUnderWay { shared, batch, encoded, messages, started: Instant::now(), results }
+    }
 
-        let started = Instant::now();
-        let results = self.round_trip(&encoded, messages);
-        let round_trip = started.elapsed();
+    fn round_trip(&mut self) {
+        let mut held = lock(&self.shared.connection);
+        let output = &self.shared.output;
+        let sent = self.shared.usable(&mut held).and_then(|connection| {
+            connection.append(self.messages, |request| request.extend_from_slice(&self.encoded));
+            if let Some(ttl) = output.ttl {
+                commands::encode_refresh(connection, &output.stream_id, ttl);
+            }
+            connection.send()?;
+            Ok(connection)
+        });
+        match sent {
+            Ok(connection) => {
+                while self.results.len() < self.messages {
+                    let result = commands::receive_id(connection, "XADD");
+                    if connection.is_failed() {
+                        self.results.resize(self.messages, result);
+                    } else {
+                        self.results.push(result);
+                    }
+                }
+                conclude_add(connection, output);
+                if connection.is_broken() {
+                    *held = None;
+                }
+            }
+            Err(error) => {
+                *held = None;
+                self.results.resize(self.messages, Err(error));
+            }
+        }
+    }
+}
 
-        let mut queue = lock(&shared.queue);
+impl Drop for TurnUnderWay<'_> {
+    fn drop(&mut self) {
+        let round_trip = self.started.elapsed();
+        let mut queue = lock(&self.shared.queue);
         // After a failure nobody is waited for.
-        queue.expected = if results.iter().any(Result::is_ok) { messages + queue.messages } else { 0 };
+        queue.expected = if self.results.iter().any(Result::is_ok) { self.messages + queue.messages } else { 0 };
         queue.last_round_trip = round_trip;
         if queue.encoded.capacity() == 0 {
-            queue.encoded = encoded;
+            queue.encoded = std::mem::take(&mut self.encoded);
             queue.encoded.clear();
             queue.encoded.shrink_to(QUEUE_BYTES);
         }
@@ -240,56 +293,25 @@ impl Publisher {
         if let Some(next) = next {
             next.pass_turn();
         }
-        batch.finish(results);
+        self.batch.finish(std::mem::take(&mut self.results));
     }
+}
 
-    /// One result for each message.
-    fn round_trip(&self, encoded: &[u8], messages: usize) -> Vec<Result<EntryId>> {
-        let mut held = lock(&self.shared.connection);
-        let mut results = Vec::with_capacity(messages);
-        let sent = self.usable(&mut held).and_then(|connection| {
-            connection.append(messages, |request| request.extend_from_slice(encoded));
-            if let Some(ttl) = self.shared.output.ttl {
-                commands::encode_refresh(connection, &self.shared.output.stream_id, ttl);
-            }
-            connection.send()?;
-            Ok(connection)
-        });
-        match sent {
-            Ok(connection) => {
-                while results.len() < messages {
-                    let result = commands::receive_id(connection, "XADD");
-                    if connection.is_failed() {
-                        results.resize(messages, result);
-                    } else {
-                        results.push(result);
-                    }
-                }
-                conclude_add(connection, &self.shared.output);
-                if connection.is_broken() {
-                    *held = None;
-                }
-            }
-            Err(error) => {
-                *held = None;
-                results.resize(messages, Err(error));
-            }
-        }
-        results
-    }
-
+impl Shared {
     /// The connection, opened or looked after if need be.
     fn usable<'c>(&self, held: &'c mut Option<Connection>) -> Result<&'c mut Connection> {
-        let params = self.shared.pool.params();
+        let params = self.pool.params();
         if let Some(connection) = held {
             let deadline = Deadline::after(params.socket_timeout);
-            if connection.check_after_idling(params.health_check_interval, deadline).is_err() {
+            // A panic may have left it in the middle of a request.
+            if connection.is_broken() || connection.check_after_idling(params.health_check_interval, deadline).is_err()
+            {
                 *held = None;
             }
         }
         match held {
             Some(connection) => Ok(connection),
-            none => Ok(none.insert(self.shared.pool.connector().connect(&Interrupter::new())?)),
+            none => Ok(none.insert(self.pool.connector().connect(&Interrupter::new())?)),
         }
     }
 }
@@ -371,12 +393,11 @@ impl Batch {
     }
 
     fn result(&self, position: usize) -> Result<EntryId> {
-        match &lock(&self.state).phase {
-            Phase::Done(results) => {
-                results.get(position).cloned().unwrap_or(Err(Error::reply("XADD", "no reply for this message")))
-            }
-            Phase::Waiting | Phase::YourTurn => Err(Error::reply("XADD", "no reply for this message")),
-        }
+        let answered = match &lock(&self.state).phase {
+            Phase::Done(results) => results.get(position).cloned(),
+            Phase::Waiting | Phase::YourTurn => None,
+        };
+        answered.unwrap_or_else(|| Err(Error::reply("XADD", "the thread that was to read it panicked")))
     }
 }
 

@@ -1,15 +1,16 @@
 //! Publishers whose connection fails: each caller learns what became of its message, and nothing is sent twice.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use step_redis::{Error, Publisher, Result, StepStream};
+use step_redis::{EntryId, Error, Publisher, Result, StepStream};
 
 use crate::common::{Behaviour, Direction, Peer, Proxy, Server};
-use crate::support::{LIMIT, Scene, connect, quick};
+use crate::support::{LIMIT, Scene, connect, let_logger_panic_at, quick};
 
 const CALLERS: usize = 12;
 
@@ -226,4 +227,60 @@ fn a_user_who_may_run_no_scripts_publishes_batches_with_an_expiry() {
     assert!(ids.is_sorted());
     assert_eq!(scene.content().len(), 1000);
     assert!(scene.server.command(&["PTTL", &scene.stream_id]).int() > 0);
+}
+
+#[test]
+fn a_logger_that_panics_after_the_replies_leaves_no_caller_without_its_own() {
+    // It may not refresh the expiry, so each turn ends with a warning.
+    let scene = Scene::on(Server::builder().user("service", "on >secret ~* &* +@all -eval -pexpire"));
+    let stream = connect(scene.params().username("service").password("secret"));
+    let publisher = stream.publisher(scene.output.clone().ttl(Duration::from_secs(60)));
+    let outcomes = publish_with_a_logger_that_panics_at("was not refreshed", &publisher);
+    assert!(outcomes.iter().flatten().all(Result::is_ok), "{outcomes:?}");
+    publisher.publish("after").unwrap();
+    assert_eq!(scene.content().len(), outcomes.len() + 1);
+}
+
+#[test]
+fn a_logger_that_panics_between_request_and_reply_leaves_no_caller_waiting() {
+    let peer = Peer::tcp(Behaviour::custom(|conversation| {
+        conversation.handshake()?;
+        loop {
+            conversation.request()?;
+            conversation.send(b">2\r\n$10\r\ninvalidate\r\n*0\r\n$3\r\n1-1\r\n")?;
+        }
+    }));
+    let scene = Scene::new();
+    let publisher = connect(quick(peer.port())).publisher(scene.output.clone());
+    let outcomes = publish_with_a_logger_that_panics_at("a push message", &publisher);
+    for error in outcomes.into_iter().flatten().filter_map(Result::err) {
+        assert!(error.is_outcome_unknown() && error.to_string().contains("panicked"), "{error:?}");
+    }
+    // What is left on the connection would be taken for the reply to this one.
+    let connections = peer.connections();
+    publisher.publish("after").unwrap();
+    assert_eq!(peer.connections(), connections + 1);
+}
+
+/// What many callers are told while every turn panics in its caller's thread. `None`: it was this caller who panicked.
+fn publish_with_a_logger_that_panics_at(text: &'static str, publisher: &Publisher) -> Vec<Option<Result<EntryId>>> {
+    const MESSAGES: usize = 20;
+    let (told, outcomes) = crossbeam_channel::unbounded();
+    for caller in 0..CALLERS {
+        let (publisher, told) = (publisher.clone(), told.clone());
+        thread::spawn(move || {
+            let_logger_panic_at(text);
+            for number in 0..MESSAGES {
+                let message = format!("{caller}-{number}");
+                let outcome = catch_unwind(AssertUnwindSafe(|| publisher.publish(message)));
+                told.send(outcome.ok()).unwrap();
+            }
+        });
+    }
+    let outcomes: Vec<_> = (0..CALLERS * MESSAGES)
+        .map(|_| outcomes.recv_timeout(LIMIT).expect("a caller waits for somebody who is gone"))
+        .collect();
+    let panics = outcomes.iter().filter(|outcome| outcome.is_none()).count();
+    assert!(panics > 0 && panics < outcomes.len(), "{panics} of {} callers panicked", outcomes.len());
+    outcomes
 }

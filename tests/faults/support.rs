@@ -1,5 +1,6 @@
 //! What the modules share: a server with a stream of its own, and a logger that remembers.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
@@ -168,6 +169,15 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+thread_local! {
+    static PANIC_AT: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// From now on the logger panics when this thread logs something with this text in it.
+pub(crate) fn let_logger_panic_at(text: &'static str) {
+    PANIC_AT.set(Some(text));
+}
+
 static RECORDS: Mutex<Vec<(Instant, Level, String)>> = Mutex::new(Vec::new());
 
 struct Remember;
@@ -179,7 +189,11 @@ impl Log for Remember {
 
     fn log(&self, record: &Record<'_>) {
         let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
-        records.push((Instant::now(), record.level(), record.args().to_string()));
+        let text = record.args().to_string();
+        let panics = PANIC_AT.get().is_some_and(|part| text.contains(part));
+        records.push((Instant::now(), record.level(), text));
+        drop(records);
+        assert!(!panics, "the logger was told to panic");
     }
 
     fn flush(&self) {}
@@ -189,6 +203,6 @@ fn remember_logs() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         log::set_logger(&Remember).unwrap();
-        log::set_max_level(LevelFilter::Debug);
+        log::set_max_level(LevelFilter::Trace);
     });
 }
