@@ -9,12 +9,11 @@ use step_redis::{Backoff, Error, PoolParams, PooledConnection, StepPool, StepStr
 use crate::common::{Certificates, Direction, Proxy, Server};
 use crate::support::{identified, mutual_server, params, with_causes};
 
-const COMMAND_LIMIT: Duration = Duration::from_millis(300);
-
-/// What a limit may be exceeded by: the system's timers are coarse, and the machine may be busy.
-fn at_most(limit: Duration) -> Duration {
-    limit + limit / 8 + Duration::from_millis(250)
-}
+const COMMAND_LIMIT: Duration = Duration::from_secs(1);
+/// What a limit may be exceeded by, as the machine may be busy. A limit that is waited for twice is exceeded by more.
+const SLACK: Duration = Duration::from_millis(900);
+/// What ends at once may take so long on a busy machine. All that is interrupted here would go on for much longer.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Runs what must not succeed, and must fail in time.
 #[track_caller]
@@ -22,7 +21,7 @@ fn fails_within<T>(limit: Duration, call: impl FnOnce() -> Result<T, Error>) -> 
     let started = Instant::now();
     let Err(error) = call() else { panic!("this should have failed") };
     let took = started.elapsed();
-    assert!(took <= at_most(limit), "it took {took:?} until: {}", with_causes(&error));
+    assert!(took <= limit + SLACK, "it took {took:?} until: {}", with_causes(&error));
     error
 }
 
@@ -74,7 +73,7 @@ fn a_reply_that_drips_ends_at_the_deadline() {
     let started = Instant::now();
     let error = cmd("GET").arg("large").query::<String>(&mut pool.get().unwrap()).unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
-    assert!(started.elapsed() <= at_most(COMMAND_LIMIT), "{:?}", started.elapsed());
+    assert!(started.elapsed() <= COMMAND_LIMIT + SLACK, "{:?}", started.elapsed());
     proxy.heal();
     pool.ping().expect("the network is well again");
 }
@@ -95,7 +94,7 @@ fn interrupted(mut connection: PooledConnection, server: &Server, command: &str,
     let at = Instant::now();
     interrupter.interrupt();
     let (failed, ended, mut connection) = blocked.join().unwrap();
-    assert!(ended - at < Duration::from_millis(100), "{:?}", ended - at);
+    assert!(ended - at < AT_ONCE, "{:?}", ended - at);
     failed.unwrap_err();
     // It is never used again.
     cmd("PING").exec(&mut *connection).unwrap_err();
@@ -153,9 +152,9 @@ fn a_consumer_that_is_caught_in_a_handshake_ends_at_once() {
     let started = Instant::now();
     consumer.stop_handle().stop();
     assert!(consumer.iter().next().is_none());
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     consumer.close().unwrap();
-    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < AT_ONCE + SLACK, "{:?}", started.elapsed());
     drop(server);
 }
 
