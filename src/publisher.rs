@@ -1,6 +1,7 @@
 //! A publisher for many threads: callers that publish at the same time share round trips.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -149,6 +150,10 @@ impl Publisher {
     /// # Errors
     /// Those of [`StepStream::publish`], for exactly the callers they concern: a refused message is its own caller's error,
     /// a lost connection that of all whose message was under way without a confirmation.
+    ///
+    /// # Panics
+    /// Only if the program's logger panics: then in the caller whose turn it is, whose message may have been published. The
+    /// others are told what became of theirs.
     pub fn publish<'a>(&self, message: impl Into<Message<'a>>) -> Result<EntryId> {
         let message = message.into();
         self.shared.output.check()?;
@@ -207,6 +212,7 @@ impl Publisher {
 
     /// Publishes all that has gathered, this caller's message among it, and passes the turn on.
     fn take_turn(&self, queue: MutexGuard<'_, Queue>) {
+        // Dropping it answers the callers.
         TurnUnderWay::begin(&self.shared, queue).round_trip();
     }
 }
@@ -219,7 +225,9 @@ struct TurnUnderWay<'p> {
     encoded: Vec<u8>,
     messages: usize,
     started: Instant,
-    /// One for each message.
+    /// The request may have left.
+    sent: bool,
+    /// In the order of the messages.
     results: Vec<Result<EntryId>>,
 }
 
@@ -235,7 +243,7 @@ impl<'p> TurnUnderWay<'p> {
             shared.room.notify_all();
         }
         let results = Vec::with_capacity(messages);
-        TurnUnderWay { shared, batch, encoded, messages, started: Instant::now(), results }
+        TurnUnderWay { shared, batch, encoded, messages, started: Instant::now(), sent: false, results }
     }
 
     fn round_trip(&mut self) {
@@ -246,6 +254,7 @@ impl<'p> TurnUnderWay<'p> {
             if let Some(ttl) = output.ttl {
                 commands::encode_refresh(connection, &output.stream_id, ttl);
             }
+            self.sent = true;
             connection.send()?;
             Ok(connection)
         });
@@ -275,6 +284,11 @@ impl<'p> TurnUnderWay<'p> {
 impl Drop for TurnUnderWay<'_> {
     fn drop(&mut self) {
         let round_trip = self.started.elapsed();
+        if self.results.len() < self.messages {
+            let address = Arc::clone(self.shared.pool.connector().address());
+            let source = Arc::new(io::Error::other("the thread that was to read the reply panicked"));
+            self.results.resize(self.messages, Err(Error::Lost { address, outcome_unknown: self.sent, source }));
+        }
         let mut queue = lock(&self.shared.queue);
         // After a failure nobody is waited for.
         queue.expected = if self.results.iter().any(Result::is_ok) { self.messages + queue.messages } else { 0 };
@@ -393,11 +407,12 @@ impl Batch {
     }
 
     fn result(&self, position: usize) -> Result<EntryId> {
-        let answered = match &lock(&self.state).phase {
-            Phase::Done(results) => results.get(position).cloned(),
-            Phase::Waiting | Phase::YourTurn => None,
-        };
-        answered.unwrap_or_else(|| Err(Error::reply("XADD", "the thread that was to read it panicked")))
+        match &lock(&self.state).phase {
+            Phase::Done(results) => {
+                results.get(position).cloned().unwrap_or(Err(Error::reply("XADD", "no reply for this message")))
+            }
+            Phase::Waiting | Phase::YourTurn => Err(Error::reply("XADD", "no reply for this message")),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Connector {
     #[cfg(feature = "tls")]
     tls: Option<(Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>)>,
     #[cfg(feature = "tls")]
-    warned: std::sync::Once,
+    warned: std::sync::atomic::AtomicBool,
 }
 
 impl Connector {
@@ -37,7 +37,7 @@ impl Connector {
                 None => None,
             },
             #[cfg(feature = "tls")]
-            warned: std::sync::Once::new(),
+            warned: Default::default(),
             params,
         })
     }
@@ -64,7 +64,9 @@ impl Connector {
         #[cfg(feature = "tls")]
         let socket = match (&self.tls, &self.params.tls) {
             (Some((config, name)), Some(tls)) => {
-                self.warned.call_once(|| crate::tls::warn_if_dangerous(tls, &self.address));
+                if !self.warned.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                    crate::tls::warn_if_dangerous(tls, &self.address);
+                }
                 socket.start_tls(Arc::clone(config), name.clone()).map_err(|error| {
                     Error::connect(&self.address, ConnectStep::TlsHandshake, crate::tls::explain_handshake(error, tls))
                 })?

@@ -57,6 +57,7 @@ pub(super) struct Shared {
 pub(super) struct Connection {
     /// Gone when the conversation is over.
     stream: Option<Arc<Stream>>,
+    open: bool,
     pub(super) received: Vec<u8>,
 }
 
@@ -77,7 +78,12 @@ impl Peer {
     pub fn tcp_each(choose: impl Fn(usize) -> Behaviour + Send + Sync + 'static) -> Peer {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = Address::Tcp(listener.local_addr().expect("a bound listener has an address"));
-        let accept = move || listener.accept().map(|(stream, _)| Stream::Tcp(stream));
+        let accept = move || {
+            let (stream, _) = listener.accept()?;
+            // As a real server does: otherwise a small piece may wait for the client's word that it has the one before.
+            let _ = stream.set_nodelay(true);
+            Ok(Stream::Tcp(stream))
+        };
         Peer::serve(address, None, accept, Box::new(choose))
     }
 
@@ -170,7 +176,7 @@ impl Peer {
 
     /// How many connections are still open on both sides. A client's leaving shows once the behaviour reads or writes.
     pub fn open(&self) -> usize {
-        lock(&self.shared.connections).iter().filter(|connection| connection.stream.is_some()).count()
+        lock(&self.shared.connections).iter().filter(|connection| connection.open).count()
     }
 
     /// Everything that the client of this connection has sent and the behaviour has read.
@@ -212,15 +218,17 @@ fn converse(stream: Stream, shared: &Arc<Shared>, choose: &Choice) {
     let stream = Arc::new(stream);
     let mut connections = lock(&shared.connections);
     let index = connections.len();
-    connections.push(Connection { stream: Some(Arc::clone(&stream)), received: Vec::new() });
+    connections.push(Connection { stream: Some(Arc::clone(&stream)), open: true, received: Vec::new() });
     drop(connections);
     let behaviour = choose(index);
     let mut conversation = Conversation { stream, shared: Arc::clone(shared), index, unread: Vec::new() };
     let thread = thread::Builder::new().name(format!("peer-{index}")).spawn(move || {
         conversation.run(&behaviour);
         // A reset takes place when the last handle of the socket goes, so the list must not keep one.
-        let kept = lock(&conversation.shared.connections)[index].stream.take();
+        let shared = Arc::clone(&conversation.shared);
+        let kept = lock(&shared.connections)[index].stream.take();
         drop((kept, conversation));
+        lock(&shared.connections)[index].open = false;
     });
     lock(&shared.threads).push(thread.expect("a thread starts"));
 }

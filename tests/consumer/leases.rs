@@ -30,7 +30,7 @@ fn a_handler_that_takes_three_times_claim_idle_keeps_its_entry_and_those_that_wa
 #[test]
 fn renewing_a_lease_does_not_count_as_a_delivery() {
     let bench = Bench::start();
-    let idle = Duration::from_millis(200);
+    let idle = Duration::from_secs(1);
     let consumer = bench.claiming("one", idle).spawn().unwrap();
     bench.publish(1);
     let delivery = next(&consumer);

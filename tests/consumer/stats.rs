@@ -46,7 +46,7 @@ fn the_counts_follow_each_delivery() {
 #[test]
 fn what_was_taken_over_and_what_was_lost_is_counted() {
     let bench = Bench::start();
-    let idle = Duration::from_millis(300);
+    let idle = Duration::from_secs(1);
     bench.stream.create_input_stream(&bench.input()).unwrap();
     bench.publish(4);
     bench.server.command(&["XREADGROUP", "GROUP", GROUP, "gone", "STREAMS", &bench.key, ">"]);

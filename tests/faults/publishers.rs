@@ -1,16 +1,17 @@
 //! Publishers whose connection fails: each caller learns what became of its message, and nothing is sent twice.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use step_redis::{EntryId, Error, Publisher, Result, StepStream};
+use step_redis::{EntryId, Error, PoolParams, Publisher, Result, StepStream};
 
 use crate::common::{Behaviour, Direction, Peer, Proxy, Server};
-use crate::support::{LIMIT, Scene, connect, let_logger_panic_at, quick};
+use crate::support::{LIMIT, Scene, connect, let_logger_panic_at, quick, remember_logs};
 
 const CALLERS: usize = 12;
 
@@ -231,56 +232,98 @@ fn a_user_who_may_run_no_scripts_publishes_batches_with_an_expiry() {
 
 #[test]
 fn a_logger_that_panics_after_the_replies_leaves_no_caller_without_its_own() {
-    // It may not refresh the expiry, so each turn ends with a warning.
+    // This user may not refresh the expiry, so each turn ends with a warning.
     let scene = Scene::on(Server::builder().user("service", "on >secret ~* &* +@all -eval -pexpire"));
-    let stream = connect(scene.params().username("service").password("secret"));
+    let stream = connect(patient(scene.params()).username("service").password("secret"));
     let publisher = stream.publisher(scene.output.clone().ttl(Duration::from_secs(60)));
     let outcomes = publish_with_a_logger_that_panics_at("was not refreshed", &publisher);
-    assert!(outcomes.iter().flatten().all(Result::is_ok), "{outcomes:?}");
     publisher.publish("after").unwrap();
-    assert_eq!(scene.content().len(), outcomes.len() + 1);
+
+    let entries = scene.server.command(&["XRANGE", &scene.stream_id, "-", "+"]);
+    let ids: BTreeMap<String, String> =
+        entries.array().iter().map(|entry| (entry.array()[1].array()[1].text(), entry.array()[0].text())).collect();
+    assert_eq!((entries.array().len(), ids.len()), (outcomes.len() + 1, outcomes.len() + 1), "each of them once");
+    for (message, outcome) in outcomes {
+        if let Some(told) = outcome {
+            assert_eq!(told.unwrap().to_string(), ids[&message]);
+        }
+    }
 }
 
 #[test]
-fn a_logger_that_panics_between_request_and_reply_leaves_no_caller_waiting() {
-    let peer = Peer::tcp(Behaviour::custom(|conversation| {
-        conversation.handshake()?;
-        loop {
-            conversation.request()?;
-            conversation.send(b">2\r\n$10\r\ninvalidate\r\n*0\r\n$3\r\n1-1\r\n")?;
+fn a_logger_that_panics_amid_the_replies_leaves_no_caller_waiting() {
+    let received: Arc<Mutex<Vec<String>>> = Arc::default();
+    let peer = Peer::tcp(Behaviour::custom({
+        let received = Arc::clone(&received);
+        move |conversation| {
+            conversation.handshake()?;
+            loop {
+                let request = conversation.request()?;
+                let mut received = received.lock().unwrap();
+                received.push(String::from_utf8_lossy(request.last().unwrap()).into_owned());
+                let number = received.len();
+                drop(received);
+                if number.is_multiple_of(3) {
+                    conversation.send(b">2\r\n$10\r\ninvalidate\r\n*0\r\n")?;
+                }
+                let id = format!("1-{number}");
+                conversation.send(format!("${}\r\n{id}\r\n", id.len()).as_bytes())?;
+            }
         }
     }));
-    let scene = Scene::new();
-    let publisher = connect(quick(peer.port())).publisher(scene.output.clone());
+    remember_logs();
+    let publisher = connect(patient(quick(peer.port()))).publisher(step_redis::StreamOutput::new("orders"));
     let outcomes = publish_with_a_logger_that_panics_at("a push message", &publisher);
-    for error in outcomes.into_iter().flatten().filter_map(Result::err) {
-        assert!(error.is_outcome_unknown() && error.to_string().contains("panicked"), "{error:?}");
-    }
     // What is left on the connection would be taken for the reply to this one.
-    let connections = peer.connections();
-    publisher.publish("after").unwrap();
-    assert_eq!(peer.connections(), connections + 1);
+    let after = publisher.publish("after").unwrap();
+
+    let mut received = received.lock().unwrap().clone();
+    assert_eq!(received[after.sequence as usize - 1], "after");
+    let told = outcomes.into_iter().filter_map(|(message, outcome)| Some((message, outcome?)));
+    let (confirmed, lost): (Vec<_>, Vec<_>) = told.partition(|(_, told)| told.is_ok());
+    assert!(!confirmed.is_empty() && !lost.is_empty(), "{} confirmed, {} lost", confirmed.len(), lost.len());
+    for (message, id) in confirmed {
+        assert_eq!(received[id.unwrap().sequence as usize - 1], message);
+    }
+    for (_, error) in lost {
+        let error = error.unwrap_err();
+        assert!(error.is_outcome_unknown() && error.source().unwrap().to_string().contains("panicked"), "{error:?}");
+    }
+    let all = received.len();
+    received.sort();
+    received.dedup();
+    assert_eq!(received.len(), all, "nothing is sent twice");
 }
 
-/// What many callers are told while every turn panics in its caller's thread. `None`: it was this caller who panicked.
-fn publish_with_a_logger_that_panics_at(text: &'static str, publisher: &Publisher) -> Vec<Option<Result<EntryId>>> {
+/// Nothing is to time out, however busy the machine is.
+fn patient(params: PoolParams) -> PoolParams {
+    params.socket_timeout(LIMIT).socket_connect_timeout(LIMIT)
+}
+
+/// What many callers are told while turns panic in the thread of one of them. `None`: it was this caller who panicked.
+fn publish_with_a_logger_that_panics_at(
+    text: &'static str,
+    publisher: &Publisher,
+) -> Vec<(String, Option<Result<EntryId>>)> {
     const MESSAGES: usize = 20;
     let (told, outcomes) = crossbeam_channel::unbounded();
+    let start = Arc::new(Barrier::new(CALLERS));
     for caller in 0..CALLERS {
-        let (publisher, told) = (publisher.clone(), told.clone());
+        let (publisher, told, start) = (publisher.clone(), told.clone(), Arc::clone(&start));
         thread::spawn(move || {
             let_logger_panic_at(text);
+            start.wait();
             for number in 0..MESSAGES {
                 let message = format!("{caller}-{number}");
-                let outcome = catch_unwind(AssertUnwindSafe(|| publisher.publish(message)));
-                told.send(outcome.ok()).unwrap();
+                let outcome = catch_unwind(AssertUnwindSafe(|| publisher.publish(&*message)));
+                told.send((message, outcome.ok())).unwrap();
             }
         });
     }
     let outcomes: Vec<_> = (0..CALLERS * MESSAGES)
         .map(|_| outcomes.recv_timeout(LIMIT).expect("a caller waits for somebody who is gone"))
         .collect();
-    let panics = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-    assert!(panics > 0 && panics < outcomes.len(), "{panics} of {} callers panicked", outcomes.len());
+    let panics = outcomes.iter().filter(|(_, outcome)| outcome.is_none()).count();
+    assert!(panics > 0 && panics < outcomes.len(), "{panics} of {} calls panicked", outcomes.len());
     outcomes
 }

@@ -199,7 +199,7 @@ impl Log for Remember {
     fn flush(&self) {}
 }
 
-fn remember_logs() {
+pub(crate) fn remember_logs() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         log::set_logger(&Remember).unwrap();

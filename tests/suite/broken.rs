@@ -31,7 +31,7 @@ fn stream_to(protocol: Protocol, behaviours: Vec<Behaviour>) -> (Peer, StepStrea
     });
     let peer = Peer::tcp_each(move |index| behaviours.get(index).unwrap_or(&healthy).clone());
     let params = PoolParams::new("127.0.0.1", peer.port()).protocol(protocol);
-    let pool = StepPool::connect(params.socket_timeout(Duration::from_millis(200))).unwrap();
+    let pool = StepPool::connect(params.socket_timeout(Duration::from_millis(500))).unwrap();
     (peer, StepStream::new(pool))
 }
 
@@ -43,6 +43,8 @@ fn script(then: &[Step]) -> Behaviour {
     Behaviour::Script([&[Step::Handshake], then].concat())
 }
 
+/// Nothing takes that long, however busy the machine is.
+const LONG: Duration = Duration::from_secs(20);
 const HEALTHY: EntryId = EntryId::new(9, 9);
 
 fn after_a_failure_the_next_call_has_a_new_connection(protocol: Protocol) {
@@ -83,7 +85,7 @@ fn a_late_reply_is_never_taken_for_the_next_commands(context: Context) {
 fn a_held_connection_that_failed_refuses_every_further_command(protocol: Protocol) {
     // The reply comes after the time limit, and then more of them.
     let late =
-        script(&[Step::Request, Step::Pause(Duration::from_millis(300)), Step::Send(b"$5\r\nstale\r\n".to_vec())]);
+        script(&[Step::Request, Step::Pause(Duration::from_millis(600)), Step::Send(b"$5\r\nstale\r\n".to_vec())]);
     let garbage = script(&[Step::Request, Step::Send(b"?\r\n$5\r\nstale\r\n$5\r\nstale\r\n".to_vec())]);
     for behaviour in [late, garbage] {
         let (peer, stream) = stream_to(protocol, vec![behaviour]);
@@ -114,15 +116,23 @@ fn a_reply_too_many_is_not_kept_for_the_next_command(protocol: Protocol) {
 }
 
 fn a_reply_that_nobody_asked_for_retires_an_idle_connection(protocol: Protocol) {
-    let later = [
-        Step::Request,
-        Step::Send(b"$3\r\n1-1\r\n".to_vec()),
-        Step::Pause(Duration::from_millis(20)),
-        Step::Send(b"$3\r\n1-2\r\n".to_vec()),
-    ];
-    let (peer, stream) = stream_to(protocol, vec![script(&later)]);
+    let (go_on, told_to_go_on) = crossbeam_channel::bounded(1);
+    let (sent, was_sent) = crossbeam_channel::bounded(1);
+    let later = Behaviour::custom(move |talk| {
+        talk.handshake()?;
+        talk.request()?;
+        talk.send(b"$3\r\n1-1\r\n")?;
+        let _ = told_to_go_on.recv_timeout(LONG);
+        talk.send(b"$3\r\n1-2\r\n")?;
+        let _ = sent.send(());
+        Ok(())
+    });
+    let (peer, stream) = stream_to(protocol, vec![later]);
     assert_eq!(publish(&stream).unwrap(), EntryId::new(1, 1));
-    thread::sleep(Duration::from_millis(100));
+    go_on.send(()).unwrap();
+    was_sent.recv_timeout(LONG).unwrap();
+    // A connection that was used a moment ago is lent without a look at it.
+    thread::sleep(Duration::from_millis(20));
     assert_eq!(publish(&stream).unwrap(), HEALTHY);
     assert_eq!(peer.connections(), 2);
 }
@@ -212,7 +222,7 @@ fn an_interrupter_ends_a_blocked_call_at_once(context: Context) {
         })
         .collect();
     waits.sort();
-    assert!(waits[1] < Duration::from_millis(50), "{waits:?}");
+    assert!(waits[1] < Duration::from_secs(1), "{waits:?}");
 }
 
 fn an_interrupted_connection_is_not_used_again(context: Context) {
