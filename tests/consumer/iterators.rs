@@ -79,7 +79,7 @@ fn timeout_iter_waits_for_its_limit() {
     let mut iterator = consumer.timeout_iter(limit);
     let started = Instant::now();
     assert!(iterator.next().is_none());
-    assert!((limit..LONG / 10).contains(&started.elapsed()), "{:?}", started.elapsed());
+    assert!((limit..limit * 5).contains(&started.elapsed()), "{:?}", started.elapsed());
     bench.publish(1);
     bench.server.wait_until(|_| consumer.stats().queued == 1);
     assert!(iterator.next().is_some(), "nothing in time is not the end");

@@ -55,10 +55,9 @@ fn assert_stops_at_once(builder: &ConsumerBuilder, server: &Server) {
     stops.sort_unstable();
     wakes.sort_unstable();
     let most = TRIALS * 19 / 20;
-    for (which, at) in [("half", TRIALS / 2), ("most", most)] {
-        let (stop, wake) = (stops[at], wakes[at]);
-        assert!(stop < Duration::from_millis(20) + 2 * wake, "{which} stops within {stop:?}, wakes within {wake:?}");
-    }
+    assert!(stops[TRIALS / 2] < Duration::from_millis(20), "median {:?}", stops[TRIALS / 2]);
+    let (stop, wake) = (stops[most], wakes[most]);
+    assert!(stop < Duration::from_millis(20) + 2 * wake, "most stops within {stop:?}, most wakes within {wake:?}");
 }
 
 #[test]
@@ -106,11 +105,11 @@ fn assert_within_bound(what: &str, took: Duration) {
 
 #[test]
 fn stop_ends_the_loop_while_the_server_hangs() {
-    // The best of a few: a busy machine may delay any of them.
-    let (stop, end) =
-        (0..3).map(|_| stop_while_the_server_hangs()).reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).unwrap();
-    assert!(stop < Duration::from_millis(20), "stop() waits: {stop:?}");
-    assert!(end < Duration::from_millis(300), "{end:?}");
+    let (mut stops, mut ends): (Vec<_>, Vec<_>) = (0..3).map(|_| stop_while_the_server_hangs()).unzip();
+    stops.sort_unstable();
+    ends.sort_unstable();
+    assert!(stops[1] < Duration::from_millis(20), "stop() waits: {stops:?}");
+    assert!(ends[1] < Duration::from_millis(300), "{ends:?}");
 }
 
 /// How long `stop` takes, and how long after its call the loop ends.

@@ -22,8 +22,7 @@ both_protocols! {
 const LIMIT: Duration = Duration::from_millis(500);
 /// The system counts whole milliseconds.
 const EARLIEST: Duration = Duration::from_millis(498);
-/// Something for a busy machine; a limit that is waited for twice takes longer.
-const BOUND: Duration = Duration::from_millis(950);
+const BOUND: Duration = Duration::from_millis(700);
 const DRIP: Duration = Duration::from_millis(200);
 
 /// The same peer on both kinds of socket, each with the parameters to reach it and the address that an error shows.
@@ -76,10 +75,10 @@ fn connecting_to_a_full_backlog_ends_in_time(protocol: Protocol) {
 }
 
 fn a_greeting_answered_in_part_ends_in_time(protocol: Protocol) {
-    // The first step is answered after 200 ms of the 500, the second one never.
+    // The first step is answered after 300 ms of the 500, the second one never.
     let behaviour = Behaviour::custom(|talk| {
         talk.request()?;
-        talk.pause(DRIP)?;
+        talk.pause(DRIP * 3 / 2)?;
         talk.send(b"+OK\r\n")
     });
     for (_peer, params, address) in peers(protocol, &behaviour) {

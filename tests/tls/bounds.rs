@@ -7,19 +7,29 @@ use step_redis::redis::cmd;
 use step_redis::{Backoff, Error, PoolParams, PooledConnection, StepPool, StepStream, StreamInput, StreamOutput};
 
 use crate::common::{Certificates, Direction, Proxy, Server};
-use crate::support::{SLACK, identified, mutual_server, params, with_causes};
+use crate::support::{identified, mutual_server, params, with_causes};
 
-const COMMAND_LIMIT: Duration = Duration::from_secs(1);
-/// What ends at once may take so long on a busy machine. All that is interrupted here would go on for much longer.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const COMMAND_LIMIT: Duration = Duration::from_millis(300);
 
-/// Runs what must not succeed, and must fail in time.
-#[track_caller]
-fn fails_within<T>(limit: Duration, call: impl FnOnce() -> Result<T, Error>) -> Error {
+/// What a limit may be exceeded by: the system's timers are coarse, and the machine may be busy.
+fn at_most(limit: Duration) -> Duration {
+    limit + limit / 8 + Duration::from_millis(250)
+}
+
+/// Runs what must not succeed.
+fn timed(call: impl FnOnce() -> Result<(), Error>) -> (Duration, Error) {
     let started = Instant::now();
     let Err(error) = call() else { panic!("this should have failed") };
-    let took = started.elapsed();
-    assert!(took <= limit + SLACK, "it took {took:?} until: {}", with_causes(&error));
+    (started.elapsed(), error)
+}
+
+/// Two of three trials fail in time.
+#[track_caller]
+fn fails_within(limit: Duration, trial: impl Fn() -> (Duration, Error)) -> Error {
+    let mut trials = [(); 3].map(|()| trial());
+    trials.sort_by_key(|(took, _)| *took);
+    let [_, (took, error), _] = trials;
+    assert!(took <= at_most(limit), "it took {took:?} until: {}", with_causes(&error));
     error
 }
 
@@ -42,22 +52,24 @@ fn a_command_ends_at_its_deadline_when_the_server_hangs() {
     let input = StreamInput::new("orders", "kitchen").wait_timeout(Duration::from_millis(200));
     stream.create_input_stream(&input).unwrap();
 
-    server.pause();
-    let error = fails_within(COMMAND_LIMIT, || pool.ping());
+    let fails_while_paused = |limit, call: &dyn Fn() -> Result<(), Error>| {
+        fails_within(limit, || {
+            pool.ping().expect("a connection that timed out is gone");
+            server.pause();
+            let timed = timed(call);
+            server.resume();
+            timed
+        })
+    };
+    let error = fails_while_paused(COMMAND_LIMIT, &|| pool.ping().map(drop));
     assert!(error.is_timeout() && error.is_outcome_unknown(), "{error:?}");
-    server.resume();
-    pool.ping().expect("the connection that timed out is gone");
-    server.pause();
-    let error = fails_within(COMMAND_LIMIT + Duration::from_millis(200), || stream.receive(&input));
+    let error = fails_while_paused(COMMAND_LIMIT + Duration::from_millis(200), &|| stream.receive(&input).map(drop));
     assert!(error.is_timeout(), "{error:?}");
-    server.resume();
     // More than the buffers of both sides hold, so that writing is what takes too long.
-    pool.ping().unwrap();
-    server.pause();
-    let large = vec![b'x'; 32 << 20];
-    let error = fails_within(COMMAND_LIMIT, || stream.publish(&StreamOutput::new("orders"), large));
+    let large = vec![b'x'; 16 << 20];
+    let output = StreamOutput::new("orders");
+    let error = fails_while_paused(COMMAND_LIMIT, &|| stream.publish(&output, &large).map(drop));
     assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
-    server.resume();
     stream.publish(&StreamOutput::new("orders"), "small").unwrap();
 }
 
@@ -71,13 +83,13 @@ fn a_reply_that_drips_ends_at_the_deadline() {
     let started = Instant::now();
     let error = cmd("GET").arg("large").query::<String>(&mut pool.get().unwrap()).unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
-    assert!(started.elapsed() <= COMMAND_LIMIT + SLACK, "{:?}", started.elapsed());
+    assert!(started.elapsed() <= at_most(COMMAND_LIMIT), "{:?}", started.elapsed());
     proxy.heal();
     pool.ping().expect("the network is well again");
 }
 
-/// Runs a command that waits, and interrupts it once the server has it.
-fn interrupted(mut connection: PooledConnection, server: &Server, command: &str, paused: bool) {
+/// Interrupts a command that waits, once the server has it. How long the call takes to end.
+fn interrupted(mut connection: PooledConnection, server: &Server, command: &str, paused: bool) -> Duration {
     let interrupter = connection.interrupter();
     let id = connection.id().expect("this server tells").to_string();
     let arguments: Vec<String> = command.split(' ').map(str::to_owned).collect();
@@ -92,13 +104,13 @@ fn interrupted(mut connection: PooledConnection, server: &Server, command: &str,
     let at = Instant::now();
     interrupter.interrupt();
     let (failed, ended, mut connection) = blocked.join().unwrap();
-    assert!(ended - at < AT_ONCE, "{:?}", ended - at);
     failed.unwrap_err();
     // It is never used again.
     cmd("PING").exec(&mut *connection).unwrap_err();
     if paused {
         server.resume();
     }
+    ended - at
 }
 
 #[test]
@@ -106,8 +118,11 @@ fn an_interruption_ends_a_call_at_once() {
     let certificates = Certificates::generate();
     let server = mutual_server(&certificates);
     let pool = StepPool::connect(params(&server, identified(&certificates))).unwrap();
-    interrupted(pool.get().unwrap(), &server, "BLPOP nothing 20", false);
-    interrupted(pool.get().unwrap(), &server, "BLPOP nothing 20", true);
+    for paused in [false, true] {
+        let mut took = [(); 3].map(|()| interrupted(pool.get().unwrap(), &server, "BLPOP nothing 20", paused));
+        took.sort_unstable();
+        assert!(took[1] < Duration::from_millis(100), "{took:?}");
+    }
     pool.ping().expect("a new connection takes the place of those");
 }
 
@@ -135,12 +150,11 @@ fn a_stop_ends_an_idle_consumer_at_once() {
 #[test]
 fn a_consumer_that_is_caught_in_a_handshake_ends_at_once() {
     let (server, proxy, params) = behind_a_proxy();
-    const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
     let stream = StepStream::new(StepPool::connect(params.socket_connect_timeout(Duration::from_secs(20))).unwrap());
     let consumer = stream
         .consumer(StreamInput::new("orders", "kitchen"))
         .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)))
-        .close_timeout(CLOSE_TIMEOUT)
+        .close_timeout(Duration::from_millis(500))
         .spawn()
         .unwrap();
     let accepted = proxy.accepted();
@@ -151,9 +165,9 @@ fn a_consumer_that_is_caught_in_a_handshake_ends_at_once() {
     let started = Instant::now();
     consumer.stop_handle().stop();
     assert!(consumer.iter().next().is_none());
-    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     consumer.close().unwrap();
-    assert!(started.elapsed() < AT_ONCE + CLOSE_TIMEOUT + SLACK, "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
     drop(server);
 }
 
@@ -168,7 +182,8 @@ fn the_limit_for_connecting_covers_the_handshake_and_the_greeting_together() {
     params.port = proxy.port();
     // The handshake takes 0.3 s, and the greeting 0.3 s more.
     let limit = Duration::from_millis(450);
-    let error = fails_within(limit, || StepPool::connect(params.clone().socket_connect_timeout(limit)));
+    let error =
+        fails_within(limit, || timed(|| StepPool::connect(params.clone().socket_connect_timeout(limit)).map(drop)));
     assert!(error.is_timeout(), "{error:?}");
     StepPool::connect(params).expect("there is time enough");
 }

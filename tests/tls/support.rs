@@ -14,9 +14,6 @@ use crate::common::{Certificates, Server};
 /// The time limit for connecting. No mistake takes that long to be noticed, however busy the machine.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a limit of a second may be exceeded by, as the machine may be busy. A second that is waited for twice is more.
-pub(crate) const SLACK: Duration = Duration::from_millis(900);
-
 /// A server that asks clients for no certificate.
 pub(crate) fn server(certificates: &Certificates) -> Server {
     Server::builder().tls(certificates).start()
