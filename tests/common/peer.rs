@@ -230,7 +230,13 @@ fn converse(stream: Stream, shared: &Arc<Shared>, choose: &Choice) {
         drop((kept, conversation));
         lock(&shared.connections)[index].open = false;
     });
-    lock(&shared.threads).push(thread.expect("a thread starts"));
+    let mut threads = lock(&shared.threads);
+    // A thread that has ended keeps its stack until it is joined.
+    for ended in threads.extract_if(.., |thread| thread.is_finished()) {
+        // A behaviour that has panicked has printed why.
+        let _ = ended.join();
+    }
+    threads.push(thread.expect("a thread starts"));
 }
 
 impl Drop for Peer {

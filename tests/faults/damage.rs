@@ -16,7 +16,7 @@ use crate::support::{Scene, quick};
 const TRIALS: usize = 10_000;
 /// A damaged length may keep the client waiting for bytes; the peer hangs up, so this long only when something is wrong.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
-const MOST_MEMORY: u64 = 256 * 1024 * 1024;
+const MOST_MEMORY: u64 = 128 * 1024 * 1024;
 
 /// How a reply is asked for.
 type Ask = fn(&StepStream, &StreamInput, &StreamOutput) -> Result<()>;
