@@ -22,6 +22,10 @@ help: ## list the targets
 setup: ## install a Redis server and openssl where they are missing (done by the targets that need them)
 	@.ci/install-redis
 
+.PHONY: servers
+servers: ## bring the servers that the tests are run against into target/servers (Redis 6.2 to 8.0, Valkey 8 and 9)
+	@.ci/servers
+
 # The dev profile: the shortest way from a fresh clone to a running demo, and `make test` goes on from what it built.
 .PHONY: demo
 demo: setup ## publish and receive 10 messages through a private server
