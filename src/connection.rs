@@ -13,7 +13,7 @@ use redis::{ConnectionLike, RedisResult, Value};
 use crate::error::{Error, Result};
 use crate::net::{Deadline, IdleState, Interrupter, Socket, is_deadline};
 use crate::params::PoolParams;
-use crate::resp::{Command, Malformed, Token, redis_error};
+use crate::resp::{Command, Token, Unacceptable, redis_error};
 
 pub(crate) use greeting::Connector;
 pub(crate) use reply::Reply;
@@ -62,7 +62,7 @@ impl Connection {
             db: params.db,
             client_id: None,
             request: Vec::new(),
-            replies: ReplyBuffer::default(),
+            replies: ReplyBuffer::new(params.max_reply),
             owed: 0,
             under_way: 0,
             broken: false,
@@ -190,7 +190,7 @@ impl Connection {
                     Ok(_) => {}
                     Err(error) => return Err(self.failed(error, true)),
                 },
-                Err(malformed) => return Err(self.malformed(malformed)),
+                Err(reason) => return Err(self.unacceptable(reason)),
             }
         };
         self.owed = self.owed.saturating_sub(1);
@@ -242,8 +242,15 @@ impl Connection {
         self.replies.release();
     }
 
-    fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {
+    /// It is never used again. Whoever still holds it need not keep the memory as well.
+    fn retire(&mut self) {
         self.broken = true;
+        self.request = Vec::new();
+        self.replies.abandon();
+    }
+
+    fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {
+        self.retire();
         let address = Arc::clone(&self.address);
         if is_deadline(&error) {
             Error::Timeout { address, limit: self.socket.deadline().limit(), outcome_unknown }
@@ -252,9 +259,13 @@ impl Connection {
         }
     }
 
-    fn malformed(&mut self, reason: Malformed) -> Error {
-        self.broken = true;
-        Error::Protocol { address: Arc::clone(&self.address), reason }
+    fn unacceptable(&mut self, reason: Unacceptable) -> Error {
+        self.retire();
+        let address = Arc::clone(&self.address);
+        match reason {
+            Unacceptable::Malformed(reason) => Error::Protocol { address, reason },
+            Unacceptable::TooLarge => Error::ReplyTooLarge { address, limit: self.replies.limit() },
+        }
     }
 }
 
@@ -315,5 +326,26 @@ impl ConnectionLike for Connection {
 
     fn is_open(&self) -> bool {
         !self.is_broken()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_connection_that_is_held_takes_no_memory_however_often_it_is_tried() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let params = PoolParams::new("127.0.0.1", listener.local_addr().unwrap().port());
+        let deadline = Deadline::after(params.socket_timeout);
+        let socket = Socket::open(&params, &params.address(), deadline, &Interrupter::new()).unwrap();
+        let mut connection = Connection::new(socket, params.address(), &params);
+        drop(listener);
+        let request = redis::cmd("SET").arg("key").arg(vec![b'x'; KEPT_SIZE]).get_packed_command();
+        for _ in 0..20 {
+            assert!(connection.req_packed_command(&request).unwrap_err().is_io_error());
+            assert!(connection.req_packed_commands(&request.repeat(2), 0, 2).unwrap_err().is_io_error());
+            assert_eq!(connection.request.capacity(), 0);
+        }
     }
 }

@@ -108,6 +108,18 @@ pub enum Error {
         outcome_unknown: bool,
     },
 
+    /// A reply is longer than [`max_reply`](crate::PoolParams::max_reply), and was not read to its end. The connection is
+    /// never used again; the next call opens another. Ask for less at once, or raise the parameter.
+    ///
+    /// The request had left, so [its outcome is unknown](Error::is_outcome_unknown): a read, for one, has delivered entries.
+    #[error("a reply from {address} is longer than `max_reply`, which is {limit} bytes; the outcome is unknown")]
+    ReplyTooLarge {
+        /// `host:port`, or the path of the Unix socket.
+        address: Arc<str>,
+        /// The bound that was exceeded, in bytes.
+        limit: usize,
+    },
+
     /// The peer sent bytes that are not a RESP reply: it is no Redis server, or the connection is corrupt.
     /// The connection is never used again.
     #[error("{address} sent bytes that are not valid RESP: {reason}")]
@@ -222,7 +234,11 @@ impl Error {
     /// For a publish, look at [`is_outcome_unknown`](Error::is_outcome_unknown) first: repeating may publish twice.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Error::Lost { .. } | Error::Timeout { .. } | Error::Protocol { .. } | Error::Thread { .. } => true,
+            Error::Lost { .. }
+            | Error::Timeout { .. }
+            | Error::ReplyTooLarge { .. }
+            | Error::Protocol { .. }
+            | Error::Thread { .. } => true,
             Error::PoolExhausted { source, .. } => source.as_ref().is_none_or(|error| error.is_retryable()),
             Error::Batch { source, .. } => source.is_retryable(),
             Error::Server { source, .. } => is_passing(source),
@@ -263,7 +279,7 @@ impl Error {
     pub fn is_outcome_unknown(&self) -> bool {
         match self {
             Error::Lost { outcome_unknown, .. } | Error::Timeout { outcome_unknown, .. } => *outcome_unknown,
-            Error::Protocol { .. } | Error::Reply { .. } => true,
+            Error::ReplyTooLarge { .. } | Error::Protocol { .. } | Error::Reply { .. } => true,
             Error::Batch { source, .. } => source.is_outcome_unknown(),
             _ => false,
         }

@@ -6,7 +6,7 @@ use redis::{PushKind, ServerError, Value};
 
 use crate::entry::{self, Entry, EntryId};
 use crate::params::PoolParams;
-use crate::resp::{Cursor, Malformed, Scanner};
+use crate::resp::{Cursor, Malformed, Scanner, Unacceptable};
 
 /// A decoded reply may take so many times the bytes it came in.
 const MOST_GROWTH: usize = 64;
@@ -102,7 +102,7 @@ pub fn parse_pem(bytes: &[u8]) {
 }
 
 /// Scans as a connection does to which the bytes come in pieces of these sizes.
-pub(crate) fn scan_in_pieces(bytes: &[u8], sizes: impl Iterator<Item = usize>) -> Result<Option<usize>, Malformed> {
+pub(crate) fn scan_in_pieces(bytes: &[u8], sizes: impl Iterator<Item = usize>) -> Result<Option<usize>, Unacceptable> {
     let mut scanner = Scanner::default();
     let mut arrived = 0;
     for size in sizes {

@@ -81,7 +81,8 @@
 //! | [`Consumer::close`], Drop | last acknowledgements, threads | `close_timeout` (2 s) + 0.1 s |
 //!
 //! The limits hold for a call as a whole, against a peer that sends a byte now and then, too. A connection with an I/O error,
-//! a timeout or a reply that is not RESP is never used again. `BLOCK 0` is never sent: long waits are made of several of at
+//! a timeout or a reply that is not RESP is never used again, nor is one whose peer begins a reply longer than
+//! [`max_reply`](PoolParams::max_reply) (64 MiB), which bounds the memory it takes. `BLOCK 0` is never sent: long waits are made of several of at
 //! most 30 s, and keepalive and `TCP_USER_TIMEOUT` watch the connection meanwhile.
 //!
 //! A consumer reads on a connection of its own, so it never takes one from publishers. [`StepStream::receive`] does hold a

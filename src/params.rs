@@ -58,6 +58,7 @@ pub use tls::{Pem, TlsParams};
 /// assert_eq!(params.connection_available_timeout, Duration::from_secs(2));
 /// assert_eq!(params.protocol, Protocol::Resp3);
 /// assert_eq!(params.client_name, "step-redis");
+/// assert_eq!(params.max_reply, 64 * 1024 * 1024);
 /// ```
 ///
 /// The values are checked when a pool is made from them, by [`StepPool::new`](crate::StepPool::new) and
@@ -140,6 +141,11 @@ pub struct PoolParams {
     /// The name of each connection, by which `CLIENT LIST` shows it at the server. Printable ASCII without spaces; when
     /// it is empty, no name is set. Default: `step-redis`.
     pub client_name: String,
+
+    /// The longest reply that is accepted, in bytes: what a connection takes of the memory at most, beside a small
+    /// constant. A command whose reply is longer fails with [`Error::ReplyTooLarge`](crate::Error::ReplyTooLarge), as
+    /// soon as the length is known, and the connection is closed. From 64 KiB to 2 GiB - 1. Default: 64 MiB.
+    pub max_reply: usize,
 }
 
 /// Keep the values in step with the example of [`PoolParams`] and the field docs.
@@ -163,6 +169,7 @@ impl Default for PoolParams {
             connection_available_timeout: Duration::from_secs(2),
             protocol: Protocol::Resp3,
             client_name: "step-redis".to_owned(),
+            max_reply: 64 * 1024 * 1024,
         }
     }
 }
@@ -202,6 +209,7 @@ impl PoolParams {
     /// | `connection_available_timeout` or `timeout` | [`connection_available_timeout`](PoolParams::connection_available_timeout), in seconds |
     /// | `protocol` | [`protocol`](PoolParams::protocol): `2` or `3` |
     /// | `client_name` | [`client_name`](PoolParams::client_name) |
+    /// | `max_reply` | [`max_reply`](PoolParams::max_reply), in bytes |
     /// | `ssl_ca_certs` | [`TlsParams::ca_certs`], a path |
     /// | `ssl_certfile` | [`TlsParams::client_cert`], a path |
     /// | `ssl_keyfile` | [`TlsParams::client_key`], a path |
@@ -241,7 +249,7 @@ impl PoolParams {
     /// - `_HOST`, `_PORT`, `_UNIX_SOCKET`, `_USERNAME`, `_PASSWORD`, `_DB`, `_PROTOCOL` (`2` or `3`), `_CLIENT_NAME`;
     /// - `_SOCKET_TIMEOUT`, `_SOCKET_CONNECT_TIMEOUT`, `_SOCKET_KEEP_IDLE`, `_SOCKET_KEEP_ALIVE`,
     ///   `_HEALTH_CHECK_INTERVAL`, `_CONNECTION_AVAILABLE_TIMEOUT` in seconds, which may be fractions;
-    /// - `_SOCKET_KEEP_CNT`, `_MAX_CONNECTIONS`;
+    /// - `_SOCKET_KEEP_CNT`, `_MAX_CONNECTIONS`, `_MAX_REPLY` in bytes;
     /// - `_SSL_ENABLE` (`true`, `false`, `1` or `0`), `_SSL_CA_CERTS_FILE`, `_SSL_CLIENT_CERT_FILE`,
     ///   `_SSL_CLIENT_KEY_FILE`, `_SSL_CLIENT_KEY_FILE_PASSWORD`, `_SSL_CERT_REQUESTED` (`false` is
     ///   [`TlsParams::danger_accept_invalid_certs`]), `_SSL_SERVER_NAME`.
@@ -298,6 +306,7 @@ impl fmt::Debug for PoolParams {
             .field("connection_available_timeout", &self.connection_available_timeout)
             .field("protocol", &self.protocol)
             .field("client_name", &self.client_name)
+            .field("max_reply", &self.max_reply)
             .finish()
     }
 }

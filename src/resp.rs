@@ -17,17 +17,29 @@ use refusal::server_error;
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
-/// The longest bulk string: the server's own default bound, `proto-max-bulk-len`.
-const MAX_BULK: usize = 512 * 1024 * 1024;
-/// The most elements of one aggregate. Each takes at least three bytes on the wire.
-const MAX_ELEMENTS: usize = 1 << 28;
+/// What an element takes at least on the wire: a type byte and a line end.
+const SHORTEST_ELEMENT: usize = 3;
 /// The longest line of a simple string, error or number.
 const MAX_LINE: usize = 64 * 1024;
-/// The longest whole reply.
-pub(crate) const MAX_REPLY: usize = 1 << 31;
+/// The longest reply that any limit lets in; a program of 32 bits could not hold it.
+pub(crate) const LONGEST_REPLY: usize = i32::MAX as usize;
 
 /// Why bytes are not RESP.
 pub(crate) type Malformed = &'static str;
+
+/// Why a reply is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unacceptable {
+    Malformed(Malformed),
+    /// It is, or will be, longer than the limit.
+    TooLarge,
+}
+
+impl From<Malformed> for Unacceptable {
+    fn from(reason: Malformed) -> Unacceptable {
+        Unacceptable::Malformed(reason)
+    }
+}
 
 /// One element of a reply; an aggregate announces how many elements follow.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,9 +66,9 @@ impl Token<'_> {
     fn children(&self) -> usize {
         match *self {
             Token::Array(count) | Token::Set(count) | Token::Push(count) => count,
-            Token::Map(pairs) => pairs * 2,
+            Token::Map(pairs) => pairs.saturating_mul(2),
             // The value that the attributes describe comes right after them.
-            Token::Attribute(pairs) => pairs * 2 + 1,
+            Token::Attribute(pairs) => pairs.saturating_mul(2).saturating_add(1),
             _ => 0,
         }
     }
@@ -161,9 +173,6 @@ fn blob<'a>(
 ) -> Result<Option<(Token<'a>, usize)>, Malformed> {
     let Some((length, header)) = number(bytes)? else { return Ok(None) };
     let length = usize::try_from(length).map_err(|_| "a negative length")?;
-    if length > MAX_BULK {
-        return Err("a string longer than 512 MiB");
-    }
     let Some((content, rest)) = bytes.get(header..).and_then(|rest| rest.split_at_checked(length)) else {
         return Ok(None);
     };
@@ -181,9 +190,6 @@ fn aggregate(
 ) -> Result<Option<(Token<'_>, usize)>, Malformed> {
     let Some((count, header)) = number(bytes)? else { return Ok(None) };
     let count = usize::try_from(count).map_err(|_| "a negative count")?;
-    if count > MAX_ELEMENTS {
-        return Err("an aggregate with too many elements");
-    }
     Ok(Some((token(count), 1 + header)))
 }
 
@@ -191,32 +197,73 @@ fn double(line: &[u8]) -> Result<f64, Malformed> {
     std::str::from_utf8(line).ok().and_then(|text| text.parse().ok()).ok_or("a double that is no number")
 }
 
+/// The length of the token at the start of `bytes`, as far as it is announced: for a string that has not arrived in full.
+fn announced(bytes: &[u8]) -> usize {
+    match bytes.split_first() {
+        Some((b'$' | b'=' | b'!', rest)) => match number(rest) {
+            Ok(Some((length, header))) => usize::try_from(length).unwrap_or_default().saturating_add(1 + header + 2),
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
 /// Finds where a reply ends, going on where it stopped when more bytes have arrived, so that a long reply which comes in
 /// many pieces is looked at once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Scanner {
+    /// How long a reply may be.
+    limit: usize,
     position: usize,
     /// For each aggregate that is still open, how many of its elements are to come.
     open: Vec<usize>,
+    /// How many elements are to come in all of them together.
+    missing: usize,
+    /// How long the reply is at least, as far as it has been seen.
+    least_length: usize,
 }
 
 impl Scanner {
+    /// Takes replies of up to this many bytes.
+    pub(crate) fn new(limit: usize) -> Scanner {
+        Scanner { limit, position: 0, open: Vec::new(), missing: 0, least_length: 0 }
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How long the reply is that the last scan did not find complete: at least so long, and if the flag says so, exactly.
+    pub(crate) fn expected_length(&self) -> (usize, bool) {
+        (self.least_length, self.missing <= 1)
+    }
+
     /// Whether it has seen nothing of the next reply yet.
     pub(crate) fn is_at_start(&self) -> bool {
         self.position == 0
     }
 
     /// Looks at `bytes`, which start where the reply starts; the reply's length when it is complete.
-    pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Unacceptable> {
         loop {
             let rest = bytes.get(self.position..).unwrap_or_default();
-            let Some((token, length)) = read_token(rest)? else { return Ok(None) };
+            let Some((token, length)) = read_token(rest)? else {
+                // What comes behind this token is no less than its share.
+                let behind = self.missing.saturating_sub(1).saturating_mul(SHORTEST_ELEMENT);
+                self.least_length =
+                    self.position.saturating_add(announced(rest).max(rest.len())).saturating_add(behind);
+                self.check(self.least_length)?;
+                return Ok(None);
+            };
             if self.open.len() >= MAX_DEPTH {
-                return Err("a reply nested deeper than 100 levels");
+                return Err(Unacceptable::Malformed("a reply nested deeper than 100 levels"));
             }
             self.position += length;
+            self.missing = self.missing.saturating_sub(1);
             let children = token.children();
             if children > 0 {
+                self.missing = self.missing.saturating_add(children);
+                self.check(self.position.saturating_add(self.missing.saturating_mul(SHORTEST_ELEMENT)))?;
                 self.open.push(children);
                 continue;
             }
@@ -228,9 +275,20 @@ impl Scanner {
                 self.open.pop();
             }
             if self.open.is_empty() {
+                self.check(self.position)?;
                 return Ok(Some(std::mem::take(&mut self.position)));
             }
         }
+    }
+
+    fn check(&self, length: usize) -> Result<(), Unacceptable> {
+        if length > self.limit { Err(Unacceptable::TooLarge) } else { Ok(()) }
+    }
+}
+
+impl Default for Scanner {
+    fn default() -> Scanner {
+        Scanner::new(LONGEST_REPLY)
     }
 }
 

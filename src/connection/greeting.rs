@@ -153,6 +153,7 @@ impl Connection {
                 Error::connect(&self.address, step, HungUp(source))
             }
             Error::Lost { source, .. } => Error::Connect { address: Arc::clone(&self.address), step, source },
+            Error::ReplyTooLarge { .. } => Error::connect(&self.address, step, error),
             Error::Protocol { .. } if may_want_tls && self.replies.first() == Some(TLS_ALERT) => {
                 Error::connect(&self.address, step, WantsTls)
             }

@@ -7,8 +7,7 @@ use redis::Value;
 
 use super::KEPT_SIZE;
 use crate::error::{Error, Result};
-use crate::net::Socket;
-use crate::resp::{Cursor, MAX_REPLY, Malformed, Scanner, Token, redis_error};
+use crate::resp::{Cursor, Malformed, Scanner, Token, Unacceptable, redis_error};
 
 /// How much is read at once at least.
 const READ_SIZE: usize = 64 * 1024;
@@ -74,7 +73,7 @@ impl<'a> Reply<'a> {
 }
 
 /// What was read and not yet taken.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ReplyBuffer {
     /// Bytes `start..end` hold what was read; the rest is room.
     data: Vec<u8>,
@@ -84,12 +83,19 @@ pub(super) struct ReplyBuffer {
 }
 
 impl ReplyBuffer {
+    /// Takes replies of up to this many bytes.
+    pub(super) fn new(limit: usize) -> ReplyBuffer {
+        ReplyBuffer { data: Vec::new(), start: 0, end: 0, scanner: Scanner::new(limit) }
+    }
+
+    /// How long a reply may be.
+    pub(super) fn limit(&self) -> usize {
+        self.scanner.limit()
+    }
+
     /// Takes the next reply if it is complete: where it starts and ends.
-    pub(super) fn next(&mut self) -> Result<Option<(usize, usize)>, Malformed> {
+    pub(super) fn next(&mut self) -> Result<Option<(usize, usize)>, Unacceptable> {
         let unread = self.data.get(self.start..self.end).unwrap_or_default();
-        if unread.len() > MAX_REPLY {
-            return Err("a reply longer than 2 GiB");
-        }
         let length = match short_string(unread) {
             Some(length) if self.scanner.is_at_start() => length,
             _ => match self.scanner.scan(unread)? {
@@ -103,7 +109,7 @@ impl ReplyBuffer {
     }
 
     /// Reads once, making room first: the room grows with what has arrived, never with what was announced.
-    pub(super) fn fill(&mut self, socket: &mut Socket) -> std::io::Result<usize> {
+    pub(super) fn fill(&mut self, socket: &mut impl Read) -> std::io::Result<usize> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             self.release();
@@ -112,7 +118,7 @@ impl ReplyBuffer {
             (self.start, self.end) = (0, self.end - self.start);
         }
         if self.data.len() - self.end < READ_SIZE / 2 {
-            self.data.resize((self.data.len() * 2).max(READ_SIZE), 0);
+            self.grow();
         }
         let room = self.data.get_mut(self.end..).unwrap_or_default();
         let read = socket.read(room)?;
@@ -120,9 +126,28 @@ impl ReplyBuffer {
         Ok(read)
     }
 
+    /// Makes room: twice as much as there was, but no more than the reply may need.
+    fn grow(&mut self) {
+        let (length, is_exact) = self.scanner.expected_length();
+        let needed = if is_exact { length } else { length.max(self.end + self.end / 4) };
+        let most = self.end.max(needed.min(self.limit())) + READ_SIZE;
+        let size = (self.data.len() * 2).clamp(READ_SIZE, most);
+        // Exactly, as a vector would take twice as much on its own.
+        self.data.reserve_exact(size.saturating_sub(self.data.len()));
+        self.data.resize(size, 0);
+    }
+
     /// Frees a buffer that one long reply has made large, if that reply has been taken.
     pub(super) fn release(&mut self) {
         if self.start == self.end && self.data.len() > KEPT_SIZE {
+            (self.start, self.end) = (0, 0);
+            self.data = Vec::new();
+        }
+    }
+
+    /// Frees what is large, as nobody will ask for it any more. The first bytes of a greeting that failed tell who sent them.
+    pub(super) fn abandon(&mut self) {
+        if self.data.len() > KEPT_SIZE {
             (self.start, self.end) = (0, 0);
             self.data = Vec::new();
         }
@@ -172,10 +197,57 @@ mod tests {
         }
     }
 
+    /// Takes what comes until a reply is complete or refused, as a connection does: the result, and the most room that was
+    /// ever taken.
+    fn receive(limit: usize, mut peer: impl Read) -> (Result<Option<(usize, usize)>, Unacceptable>, usize) {
+        let mut replies = ReplyBuffer::new(limit);
+        let mut most = 0;
+        loop {
+            let next = replies.next();
+            most = most.max(replies.data.capacity());
+            if next != Ok(None) || replies.fill(&mut peer).unwrap() == 0 {
+                return (next, most);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_reply_takes_its_length_and_little_more() {
+        const MEBIBYTE: usize = 1024 * 1024;
+        let (limit, slack) = (16 * MEBIBYTE, 2 * READ_SIZE);
+        // As one string, whose length is known; as many, of which only the number is; as a push.
+        let string = |length: usize| format!("${length}\r\n{}\r\n", "x".repeat(length));
+        for (length, elements) in [(9, 1), (16, 1), (15, 15), (15, 15 * 1024), (9, 3)] {
+            let each = string(length * MEBIBYTE / elements - 20);
+            let reply = format!("*{elements}\r\n{}", each.repeat(elements));
+            let (taken, most) = receive(limit, reply.as_bytes());
+            assert_eq!(taken, Ok(Some((0, reply.len()))));
+            let bound = if elements == 1 { reply.len() } else { (reply.len() * 5 / 4).min(limit) };
+            assert!(most <= bound + slack, "{most} bytes for {} in {elements} strings", reply.len());
+        }
+        // Whatever a peer sends that never comes to an end.
+        let endless: [(&[u8], &[u8]); 4] = [
+            (b"*5000000\r\n", b"$1\r\nx\r\n"),
+            (b"*5000000\r\n", b"+OK\r\n"),
+            (b"*10\r\n", b"$4194304\r\n"),
+            (b"*1000000\r\n", b"|1\r\n+k\r\n+v\r\n"),
+        ];
+        for (start, rest) in endless {
+            let peer = start.chain(std::io::Cursor::new(rest.repeat(32 * MEBIBYTE / rest.len())));
+            let (refused, most) = receive(limit, peer);
+            assert!(refused.is_err(), "{}: {refused:?}", String::from_utf8_lossy(rest));
+            assert!(most <= limit + slack, "{most} bytes");
+        }
+        // An announcement that is too long is refused before anything of it arrives.
+        let (refused, most) = receive(limit, format!("*1\r\n${}\r\n", limit).as_bytes());
+        assert_eq!(refused, Err(Unacceptable::TooLarge));
+        assert!(most <= slack);
+    }
+
     #[test]
     fn a_large_buffer_is_freed_once_its_reply_is_taken() {
         let reply = [format!("${KEPT_SIZE}\r\n").as_bytes(), &vec![b'x'; KEPT_SIZE], b"\r\n"].concat();
-        let mut replies = ReplyBuffer { end: reply.len(), data: reply, ..ReplyBuffer::default() };
+        let mut replies = ReplyBuffer { end: reply.len(), data: reply, ..ReplyBuffer::new(2 * KEPT_SIZE) };
         replies.release();
         assert!(replies.data.len() > KEPT_SIZE, "the reply is not taken yet");
         assert_eq!(replies.next(), Ok(Some((0, replies.end))));

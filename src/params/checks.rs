@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::PoolParams;
 use crate::error::{Error, Result};
+use crate::resp::LONGEST_REPLY;
 
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
 // Far beyond any use, and far from where adding to an `Instant` or converting to milliseconds overflows.
@@ -14,10 +15,12 @@ const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 const MOST_PROBES: u32 = 127;
 // One client address has no more ports, and the pool reserves memory for all of them.
 const MOST_CONNECTIONS: u32 = 65_535;
+// An error line may be this long, and the answer to `HELLO` lists the server's modules.
+const SHORTEST_REPLY_LIMIT: usize = 64 * 1024;
 // The room in `sockaddr_un`, less the final NUL.
 const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "host",
     "port",
     "unix_socket",
@@ -32,6 +35,7 @@ const FIELDS: [&str; 14] = [
     "max_connections",
     "connection_available_timeout",
     "client_name",
+    "max_reply",
 ];
 
 impl PoolParams {
@@ -88,6 +92,9 @@ impl PoolParams {
             // The server refuses it, too, but only once we are connected.
             "client_name" if !self.client_name.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Some("may have printable ASCII characters only, and no spaces".to_owned())
+            }
+            "max_reply" if !(SHORTEST_REPLY_LIMIT..=LONGEST_REPLY).contains(&self.max_reply) => {
+                Some(format!("must be from {SHORTEST_REPLY_LIMIT} to {LONGEST_REPLY} bytes"))
             }
             _ => None,
         }
@@ -194,6 +201,9 @@ mod tests {
             (new().connection_available_timeout(zero), "connection_available_timeout"),
             (new().connection_available_timeout(long), "connection_available_timeout"),
             (new().client_name("two words"), "client_name"),
+            (new().max_reply(0), "max_reply"),
+            (new().max_reply(65_535), "max_reply"),
+            (new().max_reply(usize::MAX), "max_reply"),
             (new().client_name("line\n"), "client_name"),
             (new().client_name("naïve"), "client_name"),
             (PoolParams::unix("/run/redis.sock").tls(TlsParams::new()), "tls"),

@@ -6,7 +6,7 @@ use super::{PoolParams, TlsParams, setting, url};
 use crate::error::{Error, Result};
 
 /// The ends of the variables' names, each with the field that it sets.
-const VARIABLES: [(&str, &str); 16] = [
+const VARIABLES: [(&str, &str); 17] = [
     ("HOST", "host"),
     ("PORT", "port"),
     ("UNIX_SOCKET", "unix_socket"),
@@ -23,6 +23,7 @@ const VARIABLES: [(&str, &str); 16] = [
     ("CONNECTION_AVAILABLE_TIMEOUT", "connection_available_timeout"),
     ("PROTOCOL", "protocol"),
     ("CLIENT_NAME", "client_name"),
+    ("MAX_REPLY", "max_reply"),
 ];
 
 const TLS_VARIABLES: [(&str, &str); 6] = [
@@ -141,6 +142,7 @@ mod tests {
             ("CONNECTION_AVAILABLE_TIMEOUT", "8"),
             ("PROTOCOL", "2"),
             ("CLIENT_NAME", "me"),
+            ("MAX_REPLY", "65536"),
         ];
         let expected = PoolParams::new("host", 1)
             .username("user")
@@ -155,7 +157,8 @@ mod tests {
             .max_connections(7)
             .connection_available_timeout(Duration::from_secs(8))
             .protocol(Protocol::Resp2)
-            .client_name("me");
+            .client_name("me")
+            .max_reply(65_536);
         assert_eq!(read_from(&variables).unwrap(), expected);
         assert_eq!(read_from(&[("UNIX_SOCKET", "/s")]).unwrap(), PoolParams::unix("/s"));
     }

@@ -107,4 +107,10 @@ impl PoolParams {
         self.client_name = name.into();
         self
     }
+
+    /// Sets [`PoolParams::max_reply`].
+    pub fn max_reply(mut self, bytes: usize) -> PoolParams {
+        self.max_reply = bytes;
+        self
+    }
 }

@@ -26,6 +26,7 @@ pub(super) fn set(params: &mut PoolParams, field: &str, text: &str) -> Result<()
         "connection_available_timeout" => params.connection_available_timeout = seconds(text)?,
         "protocol" => params.protocol = protocol(text)?,
         "client_name" => params.client_name = text.to_owned(),
+        "max_reply" => params.max_reply = number(text)?,
         _ => set_tls(params, field, text)?,
     }
     params.fault(field).map_or(Ok(()), Err)

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 const SCHEMES: [&str; 7] = ["redis", "rediss", "valkey", "valkeys", "unix", "redis+unix", "valkey+unix"];
 
 /// The keys of the query, each with the field that it sets. Keep the table of [`PoolParams::from_url`] in step.
-const KEYS: [(&str, &str); 16] = [
+const KEYS: [(&str, &str); 17] = [
     ("db", "db"),
     ("username", "username"),
     ("user", "username"),
@@ -26,6 +26,7 @@ const KEYS: [(&str, &str); 16] = [
     ("timeout", "connection_available_timeout"),
     ("protocol", "protocol"),
     ("client_name", "client_name"),
+    ("max_reply", "max_reply"),
 ];
 
 /// The same for the keys which only a URL with TLS may have.
@@ -198,7 +199,7 @@ mod tests {
     fn every_plain_key_of_the_query() {
         let text = "redis://host?socket_timeout=0.5&socket_connect_timeout=1.5&socket_keep_idle=3&socket_keep_alive=4\
                     &socket_keep_cnt=5&health_check_interval=0&max_connections=7&connection_available_timeout=8&protocol=2\
-                    &client_name=me";
+                    &client_name=me&max_reply=65536";
         let expected = PoolParams::new("host", 6379)
             .socket_timeout(Duration::from_millis(500))
             .socket_connect_timeout(Duration::from_millis(1500))
@@ -209,7 +210,8 @@ mod tests {
             .max_connections(7)
             .connection_available_timeout(Duration::from_secs(8))
             .protocol(Protocol::Resp2)
-            .client_name("me");
+            .client_name("me")
+            .max_reply(65_536);
         assert_eq!(url(text), expected);
         assert_eq!(url("redis://host?timeout=8").connection_available_timeout, Duration::from_secs(8));
     }
@@ -304,6 +306,8 @@ mod tests {
             ("redis://host?max_connections=-1", "max_connections"),
             ("redis://host?protocol=4", "protocol"),
             ("redis://host?client_name=two+words", "client_name"),
+            ("redis://host?max_reply=0", "max_reply"),
+            ("redis://host?max_reply=64M", "max_reply"),
             ("redis://host?ssl_ca_certs=/ca.pem", "ssl_ca_certs"),
             ("redis://host?ssl_password=hidden", "ssl_password"),
             ("unix:///s?ssl_cert_reqs=none", "ssl_cert_reqs"),

@@ -186,7 +186,7 @@ proptest! {
     }
 }
 
-fn scan(bytes: impl AsRef<[u8]>) -> Result<Option<usize>, Malformed> {
+fn scan(bytes: impl AsRef<[u8]>) -> Result<Option<usize>, Unacceptable> {
     Scanner::default().scan(bytes.as_ref())
 }
 
@@ -210,15 +210,20 @@ fn a_hundred_levels_and_no_more() {
 
 #[test]
 fn announced_lengths_have_bounds() {
-    for good in
-        ["$536870912\r\n", "=536870912\r\n", "!536870912\r\n", "*268435456\r\n", "%268435456\r\n", "|268435456\r\n"]
-    {
-        assert_eq!(scan(good), Ok(None), "{good:?}");
+    // Each reply is 100 bytes long in the end, if nothing in it is longer than it must be.
+    for just_good in ["$93\r\n", "=93\r\n", "!93\r\n", "*31\r\n+\r\n+\r\n", "%15\r\n+k\r\n", "*2\r\n*3\r\n$76\r\n"] {
+        for (limit, expected) in [(100, Ok(None)), (90, Err(Unacceptable::TooLarge))] {
+            assert_eq!(Scanner::new(limit).scan(just_good.as_bytes()), expected, "{just_good:?}");
+        }
     }
-    for bad in
-        ["$536870913\r\n", "=536870913\r\n", "!536870913\r\n", "*268435457\r\n", "~268435457\r\n", ">268435457\r\n"]
-    {
-        assert!(scan(bad).is_err(), "{bad:?}");
+    let whole = format!("*2\r\n$43\r\n{0}\r\n$38\r\n{1}\r\n", "x".repeat(43), "x".repeat(38));
+    assert_eq!(Scanner::new(whole.len()).scan(whole.as_bytes()), Ok(Some(whole.len())));
+    let mut strict = Scanner::new(whole.len() - 1);
+    let seen = (0..whole.len()).find(|end| strict.scan(&whole.as_bytes()[..*end]) != Ok(None));
+    assert_eq!(seen, Some("*2\r\n$43\r\n\r\n$38\r\n".len() + 43), "as soon as the length is told");
+    let longest = i64::MAX;
+    for kind in "$=!*%~>|".chars() {
+        assert_eq!(scan(format!("{kind}{longest}\r\n")), Err(Unacceptable::TooLarge), "{kind}");
     }
     for kind in "$=!*%~>|".chars() {
         for length in ["-2", "-1", "-0", "-", "", "1a", " 1", "+1", "9223372036854775807", "-9223372036854775808"] {
@@ -239,7 +244,9 @@ fn announced_lengths_have_bounds() {
 /// gigabytes.
 #[test]
 fn an_announcement_allocates_nothing() {
-    for announcement in ["*268435456\r\n", "%268435456\r\n", "~268435456\r\n", ">268435456\r\n", "|268435456\r\n"] {
+    for kind in "*%~>|".chars() {
+        // As many as the longest limit lets in, on the way down.
+        let announcement = format!("{kind}3500000\r\n");
         let nested = announcement.repeat(99);
         let mut scanner = Scanner::default();
         assert_eq!(scanner.scan(nested.as_bytes()), Ok(None));
@@ -250,7 +257,7 @@ fn an_announcement_allocates_nothing() {
         assert!(Cursor::new(announcement.as_bytes()).skip().is_err());
         assert!(most_memory() - before < 1 << 32, "{announcement:?}");
     }
-    for announcement in ["$536870912\r\n", "=536870912\r\n", "!536870912\r\n"] {
+    for announcement in ["$2147483600\r\n", "=2147483600\r\n", "!2147483600\r\n"] {
         assert_eq!(scan(announcement), Ok(None));
     }
 }

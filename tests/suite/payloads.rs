@@ -1,13 +1,15 @@
 //! Whatever bytes are published are the bytes that arrive.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
-use step_redis::{Error, Message};
+use step_redis::{Error, Message, redis};
 
 use crate::context::Context;
 
 core_suite! {
     any_bytes_arrive_as_they_are,
+    a_reply_beyond_the_limit_is_refused_by_its_name,
     sixteen_mebibytes_arrive_as_they_are,
     a_thousand_fields_arrive_in_order,
 }
@@ -42,6 +44,37 @@ fn any_bytes_arrive_as_they_are(context: Context) {
     context.stream.publish_batch(&context.output(), payloads).unwrap();
     let deliveries = context.stream.receive_batch(&input, payloads.len()).unwrap();
     assert_eq!(deliveries.iter().map(|delivery| delivery.payload()).collect::<Vec<_>>(), payloads);
+}
+
+fn a_reply_beyond_the_limit_is_refused_by_its_name(context: Context) {
+    let input = context.input();
+    let limit = 1024 * 1024;
+    let stream = context.stream_with(|params| params.max_reply(limit));
+    let payload = vec![b'x'; limit / 2];
+    for _ in 0..3 {
+        stream.publish(&context.output(), &payload).unwrap();
+    }
+    let error = stream.receive_batch(&input, 3).unwrap_err();
+    let Error::ReplyTooLarge { limit: told, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*told, limit);
+    assert!(error.is_retryable() && error.is_outcome_unknown() && !error.is_timeout(), "{error}");
+    assert!(error.to_string().contains("max_reply"), "{error}");
+    // It has cost the connection and nothing else: what was asked for is pending, and can be had in smaller helpings.
+    assert_eq!(stream.pool().state().connections, 0);
+    let claimed = stream.claim(&input, Duration::ZERO, 1).unwrap();
+    assert!(claimed.len() == 1 && claimed[0].payload() == payload);
+    // What just fits is taken.
+    let largest = vec![b'y'; limit - "$1048565\r\n\r\n".len()];
+    let mut connection = stream.pool().get().unwrap();
+    redis::cmd("SET").arg("key").arg(&largest).exec(&mut connection).unwrap();
+    let read: Vec<u8> = redis::cmd("GET").arg("key").query(&mut connection).unwrap();
+    assert!(read == largest);
+    redis::cmd("APPEND").arg("key").arg("z").exec(&mut connection).unwrap();
+    redis::cmd("GET").arg("key").exec(&mut connection).unwrap_err();
+    // One command whose reply is no value but an array of many small ones.
+    let mut connection = stream.pool().get().unwrap();
+    let many = "local numbers = {} for number = 1, 300000 do numbers[number] = number end return numbers";
+    redis::cmd("EVAL").arg(many).arg(0).exec(&mut connection).unwrap_err();
 }
 
 fn sixteen_mebibytes_arrive_as_they_are(context: Context) {
