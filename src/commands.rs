@@ -4,11 +4,13 @@
 //! is a small script: the server runs it as one step, and `MULTI` would go on after a step that failed.
 //! See <https://redis.io/docs/latest/develop/programmability/eval-intro/>.
 
-mod adding;
+mod add;
 mod expiry;
 mod pending;
-mod position;
-mod reading;
+mod progress;
+mod read;
+mod redelivery;
+mod server;
 
 use redis::ServerErrorKind;
 
@@ -16,13 +18,18 @@ use crate::entry::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
-pub(crate) use adding::{dead_letter, encode_add, receive_id, requeue};
-pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refresh};
+pub(crate) use add::{dead_letter, encode_add, receive_id, requeue};
+pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refresh, set_expiry};
 pub(crate) use pending::{
-    autoclaim, claim, delete_consumer_without_pending, delivery_counts, missing_from_stream, own_pending, set_idle,
+    PendingEntry, autoclaim, delete_consumer_without_pending, delivery_counts, group_exists, own_pending,
 };
-pub(crate) use position::{StreamPosition, position};
-pub(crate) use reading::{ack, create_group, receive_acked, receive_read, send_read, unblock};
+pub(crate) use progress::StreamProgress;
+pub(crate) use read::{ack, create_group, receive_acked, receive_read, send_read};
+pub(crate) use redelivery::{
+    Candidate, GivenBack, NotOurs, SearchPosition, contents, give_back, keep, look_after, look_around, make_pending,
+    take,
+};
+pub(crate) use server::{end_client, last_entry_id, run_id, unblock};
 
 fn push_id(mut command: Command<'_>, id: EntryId) -> Command<'_> {
     command.push(id.format(&mut [0; EntryId::LONGEST]));
@@ -34,6 +41,10 @@ fn integer(reply: &mut Cursor<'_>) -> Result<u64, Malformed> {
         Token::Int(number) => u64::try_from(number).map_err(|_| "a negative number"),
         _ => Err("something else where a number belongs"),
     }
+}
+
+fn decode_id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
+    EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
 }
 
 fn is_forbidden(error: &Error) -> bool {

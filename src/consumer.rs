@@ -2,24 +2,26 @@
 
 mod acks;
 mod builder;
+mod claimable;
 mod in_flight;
 mod iter;
 mod keeper;
+mod leases;
 mod loss;
 mod options;
 mod reader;
+mod request_size;
 mod shared;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use crate::delivery::Delivery;
-use crate::entry::EntryId;
+use crate::delivery::{Delivery, Receipt};
 use crate::error::{Error, Result, with_causes};
-use shared::Shared;
+use shared::{Shared, WaitingTaker};
 
 pub use builder::ConsumerBuilder;
 pub use iter::{IntoIter, Iter, TimeoutIter, TryIter};
@@ -75,7 +77,7 @@ pub struct Consumer {
 
 #[derive(Debug)]
 struct Threads {
-    reader: JoinHandle<Vec<EntryId>>,
+    reader: JoinHandle<Vec<Receipt>>,
     keeper: JoinHandle<()>,
 }
 
@@ -112,12 +114,17 @@ impl Consumer {
 
     /// This consumer's name in the group, given or generated.
     pub fn name(&self) -> &str {
-        &self.shared.member.consumer
+        &self.shared.key.consumer
     }
 
     /// What it has done so far, and where it stands. Waits for nothing.
     pub fn stats(&self) -> ConsumerStats {
         self.shared.stats(self.receiver.len())
+    }
+
+    /// A handle that tells the statistics from any thread, and after the consumer has ended.
+    pub fn stats_handle(&self) -> StatsHandle {
+        StatsHandle { shared: Arc::clone(&self.shared), receiver: self.receiver.clone() }
     }
 
     /// Stops the reader, sends the acknowledgements that are queued, and joins the threads. Deliveries that nobody has
@@ -132,19 +139,57 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Error::AcksUnconfirmed`] when the server did not confirm all acknowledgements in time: those entries come again.
-    /// The fatal error that ended the consumer, if no iterator has yielded it.
+    /// The fatal error that ended the consumer, if no iterator has yielded it. A [`StatsHandle`] tells the statistics then.
     pub fn close(mut self) -> Result<ConsumerStats> {
         self.end()?;
         Ok(self.stats())
     }
 
     fn next(&self) -> Option<Result<Delivery>> {
-        self.receiver.recv().ok().map(|item| self.hand_out(item))
+        self.take(|receiver| receiver.recv().ok())
     }
 
-    /// From here on the drop policy is in force.
-    fn hand_out(&self, item: Result<Delivery>) -> Result<Delivery> {
-        item.map(|delivery| delivery.on_drop(self.shared.settings.on_drop))
+    fn next_within(&self, limit: Duration) -> Option<Result<Delivery>> {
+        let until = Instant::now().checked_add(limit);
+        self.take(|receiver| match until {
+            Some(until) => receiver.recv_deadline(until).map_err(|_: RecvTimeoutError| ()).ok(),
+            None => receiver.recv().ok(),
+        })
+    }
+
+    /// Takes the next delivery that is still one; waits for it as `wait` does if none is there.
+    fn take(&self, wait: impl Fn(&Receiver<Result<Delivery>>) -> Option<Result<Delivery>>) -> Option<Result<Delivery>> {
+        loop {
+            let item = match self.receiver.try_recv() {
+                Ok(item) => item,
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    let _waiting = WaitingTaker::new(&self.shared);
+                    wait(&self.receiver)?
+                }
+            };
+            if let Some(item) = self.hand_out(item) {
+                return Some(item);
+            }
+        }
+    }
+
+    fn try_next(&self) -> Option<Result<Delivery>> {
+        loop {
+            let item = self.receiver.try_recv().ok()?;
+            if let Some(item) = self.hand_out(item) {
+                return Some(item);
+            }
+        }
+    }
+
+    /// From here on the drop policy is in force. `None`: another consumer has taken the entry over while it was queued.
+    fn hand_out(&self, item: Result<Delivery>) -> Option<Result<Delivery>> {
+        self.shared.note_handler();
+        match item {
+            Ok(delivery) if self.shared.in_flight.is_void(&delivery.receipt()) => None,
+            item => Some(item.map(|delivery| delivery.on_drop(self.shared.settings.on_drop))),
+        }
     }
 
     /// Does what `close` and Drop have in common; the second time, nothing.
@@ -157,7 +202,7 @@ impl Consumer {
         // The reader may be waiting for room in the channel. This makes room, and ends when the reader does.
         for item in &self.receiver {
             match item {
-                Ok(delivery) => not_handed_out.push(delivery.id()),
+                Ok(delivery) => not_handed_out.push(delivery.receipt()),
                 Err(error) => failure = Err(error),
             }
         }
@@ -183,7 +228,7 @@ impl Consumer {
     fn join<T>(&self, thread: JoinHandle<T>, name: &str) -> Option<T> {
         let joined = thread.join();
         if joined.is_err() {
-            log::error!("the {name} of consumer {} panicked", self.shared.member.consumer);
+            log::error!("the {name} of consumer {} panicked", self.shared.key.consumer);
         }
         joined.ok()
     }
@@ -192,8 +237,22 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            log::warn!("consumer {}: {}", self.shared.member.consumer, with_causes(&error));
+            log::warn!("consumer {}: {}", self.shared.key.consumer, with_causes(&error));
         }
+    }
+}
+
+/// Tells the statistics of a [`Consumer`] from any thread; made by [`Consumer::stats_handle`].
+#[derive(Clone, Debug)]
+pub struct StatsHandle {
+    shared: Arc<Shared>,
+    receiver: Receiver<Result<Delivery>>,
+}
+
+impl StatsHandle {
+    /// What the consumer has done so far, and where it stands, or where it stood at its end. Waits for nothing.
+    pub fn stats(&self) -> ConsumerStats {
+        self.shared.stats(self.receiver.len())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::entry::{Entry, EntryId};
 use crate::error::Result;
-pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Settle, Settlement, move_to_dead_letters};
+pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settlement, move_to_dead_letters};
 
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///
@@ -43,6 +43,8 @@ pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Settle, Settlement, mov
 pub struct Delivery {
     entry: Entry,
     deliveries: u64,
+    /// See [`Receipt`].
+    generation: u64,
     on_drop: OnDrop,
     settled: bool,
     settler: Arc<dyn Settle>,
@@ -66,8 +68,12 @@ pub enum OnDrop {
 }
 
 impl Delivery {
-    pub(crate) fn new(entry: Entry, deliveries: u64, settler: Arc<dyn Settle>) -> Delivery {
-        Delivery { entry, deliveries, on_drop: OnDrop::Leave, settled: false, settler }
+    pub(crate) fn new(entry: Entry, deliveries: u64, generation: u64, settler: Arc<dyn Settle>) -> Delivery {
+        Delivery { entry, deliveries, generation, on_drop: OnDrop::Leave, settled: false, settler }
+    }
+
+    pub(crate) fn receipt(&self) -> Receipt {
+        Receipt { id: self.entry.id(), deliveries: self.deliveries, generation: self.generation }
     }
 
     /// The entry's id.
@@ -108,7 +114,8 @@ impl Delivery {
         self.entry.fields()
     }
 
-    /// How often the entry was delivered: 1 the first time, the server's count when it was claimed or read again.
+    /// How often the entry has been handed out, this time included: 1 the first time. The server keeps the count, so it
+    /// outlives this process; see [what a delivery is](crate#what-is-a-delivery).
     pub fn delivery_count(&self) -> u64 {
         self.deliveries
     }
@@ -137,8 +144,9 @@ impl Delivery {
     /// pending and come again; the other commands are sent all the same.
     pub fn ack_batch(deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
         let mut outcome = Ok(());
-        for (settler, ids) in by_settler(deliveries) {
-            let acked = settler.ack_batch(&ids);
+        for (settler, deliveries) in by_settler(deliveries) {
+            let acked = settler.ack_batch(&receipts(&deliveries));
+            conclude_ack(deliveries, acked.is_ok());
             outcome = outcome.and(acked);
         }
         outcome
@@ -182,22 +190,37 @@ impl Delivery {
 
     fn end(mut self, settlement: Settlement<'_>) -> Result<()> {
         self.settled = true;
-        self.settler.settle(&self.entry, self.deliveries, settlement)
+        self.settler.settle(self.receipt(), &self.entry, settlement)
     }
 }
 
-/// The ids of deliveries, apart for each place they came from. They count as settled.
-pub(crate) fn by_settler(deliveries: impl IntoIterator<Item = Delivery>) -> Vec<(Arc<dyn Settle>, Vec<EntryId>)> {
-    let mut groups: Vec<(Arc<dyn Settle>, Vec<EntryId>)> = Vec::new();
-    for mut delivery in deliveries {
-        delivery.settled = true;
-        let id = delivery.id();
+/// Deliveries, apart for each place they came from, in their order. None is settled yet: if the iterator panics, each is
+/// dropped as any other delivery.
+pub(crate) fn by_settler(deliveries: impl IntoIterator<Item = Delivery>) -> Vec<(Arc<dyn Settle>, Vec<Delivery>)> {
+    let mut groups: Vec<(Arc<dyn Settle>, Vec<Delivery>)> = Vec::new();
+    for delivery in deliveries {
         match groups.last_mut() {
-            Some((settler, ids)) if Arc::ptr_eq(settler, &delivery.settler) => ids.push(id),
-            _ => groups.push((Arc::clone(&delivery.settler), vec![id])),
+            Some((settler, group)) if Arc::ptr_eq(settler, &delivery.settler) => group.push(delivery),
+            _ => groups.push((Arc::clone(&delivery.settler), vec![delivery])),
         }
     }
     groups
+}
+
+/// What names these deliveries.
+pub(crate) fn receipts(deliveries: &[Delivery]) -> Vec<Receipt> {
+    deliveries.iter().map(Delivery::receipt).collect()
+}
+
+/// Deliveries whose acknowledgement has been sent: settled if it was accepted, pending still if it was not.
+pub(crate) fn conclude_ack(deliveries: Vec<Delivery>, accepted: bool) {
+    for mut delivery in deliveries {
+        if accepted {
+            delivery.settled = true;
+        } else {
+            delivery.leave();
+        }
+    }
 }
 
 impl Drop for Delivery {
@@ -210,7 +233,7 @@ impl Drop for Delivery {
             OnDrop::Ack if !std::thread::panicking() => Settlement::Ack,
             OnDrop::Ack | OnDrop::Leave => Settlement::Leave,
         };
-        if let Err(error) = self.settler.settle(&self.entry, self.deliveries, settlement) {
+        if let Err(error) = self.settler.settle(self.receipt(), &self.entry, settlement) {
             log::warn!("entry {} of {} stays pending: {error}", self.entry.id(), self.settler.stream_id());
         }
     }

@@ -87,7 +87,11 @@ impl StreamInput {
     }
 
     /// Lets the stream expire this long after its last use (`PEXPIRE`), refreshed with every read. Millisecond resolution.
-    /// Defaults to none: the stream stays.
+    /// Defaults to none: a reader without one leaves the lifetime alone.
+    ///
+    /// Readers and publishers of a stream may name different lifetimes: each only ever makes it longer, so the longest one
+    /// holds, and a reader never takes away what a publisher's [`ttl`](StreamOutput::ttl) promises. A stream without any
+    /// lifetime gets one from the first who names one; whoever wants entries kept for ever must see that nobody does.
     ///
     /// The refresh is a script that goes along with the command. Where the server forbids scripts (`EVAL`), each refresh
     /// is two more round trips, and the call may wait for `socket_timeout` in each.
@@ -135,12 +139,19 @@ impl StreamInput {
         if self.claim_idle < Duration::from_millis(1) {
             return Err(Error::params("claim_idle", "shorter than one millisecond"));
         }
-        self.dead_letter.as_ref().map_or(Ok(()), StreamOutput::check)
+        match &self.dead_letter {
+            Some(output) if output.stream_id == self.stream_id => Err(Error::params(
+                "dead_letter",
+                "the stream that is read; a dead letter would come again as a new entry",
+            )),
+            Some(output) => output.check(),
+            None => Ok(()),
+        }
     }
 
     /// The stream, the group and the consumer's name, given or generated.
-    pub(crate) fn member(&self) -> Member {
-        Member {
+    pub(crate) fn consumer_key(&self) -> ConsumerKey {
+        ConsumerKey {
             stream_id: Arc::clone(&self.stream_id),
             group: Arc::clone(&self.group),
             consumer: self.consumer.clone().unwrap_or_else(process_name),
@@ -150,7 +161,7 @@ impl StreamInput {
 
 /// One consumer of one group of one stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Member {
+pub(crate) struct ConsumerKey {
     pub(crate) stream_id: Arc<str>,
     pub(crate) group: Arc<str>,
     pub(crate) consumer: Arc<str>,
@@ -229,8 +240,9 @@ impl StreamOutput {
         self
     }
 
-    /// Lets the stream expire this long after the last message (`PEXPIRE`). Millisecond resolution. Defaults to none. Where
-    /// the server forbids scripts, it [costs more round trips](StreamInput::ttl).
+    /// Lets the stream expire this long after the last message (`PEXPIRE`), or later where another publisher or reader
+    /// [names more](StreamInput::ttl). Millisecond resolution. Defaults to none. Where the server forbids scripts, it
+    /// [costs more round trips](StreamInput::ttl).
     pub fn ttl(mut self, ttl: Duration) -> StreamOutput {
         self.ttl = Some(ttl);
         self

@@ -153,6 +153,16 @@ impl Entry {
         Fields { rest: &self.fields }
     }
 
+    /// The bytes that it takes.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<Entry>() + self.fields.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn without_fields(id: EntryId) -> Entry {
+        Entry { id, fields: Box::default() }
+    }
+
     fn find(&self, name: &[u8]) -> Option<&[u8]> {
         Fields { rest: &self.fields }.find(|(field, _)| *field == name).map(|(_, value)| value)
     }

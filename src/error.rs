@@ -120,6 +120,20 @@ pub enum Error {
         limit: usize,
     },
 
+    /// A single entry is longer than [`max_reply`](crate::PoolParams::max_reply), so that it cannot be read at all. It stays
+    /// pending: raise the parameter, or delete and acknowledge the entry (`XDEL`, `XACK`).
+    #[error(
+        "entry {id} of stream {stream_id} is longer than `max_reply`, which is {limit} bytes; raise it or delete the entry"
+    )]
+    EntryTooLarge {
+        /// The stream's key.
+        stream_id: Box<str>,
+        /// The entry.
+        id: EntryId,
+        /// The bound that was exceeded, in bytes.
+        limit: usize,
+    },
+
     /// The peer sent bytes that are not a RESP reply: it is no Redis server, or the connection is corrupt.
     /// The connection is never used again.
     #[error("{address} sent bytes that are not valid RESP: {reason}")]
@@ -256,6 +270,7 @@ impl Error {
             | Error::Auth { .. }
             | Error::Reply { .. }
             | Error::NoSuchEntry { .. }
+            | Error::EntryTooLarge { .. }
             | Error::AcksUnconfirmed { .. }
             | Error::NotUtf8 { .. } => false,
         }
@@ -300,6 +315,16 @@ impl Error {
     /// [`StepStream::create_input_stream`](crate::StepStream::create_input_stream).
     pub fn is_group_missing(&self) -> bool {
         self.code() == Some("NOGROUP")
+    }
+
+    /// Whether there is no such key (`ERR no such key`), which is said by commands that do not create one.
+    pub(crate) fn is_key_missing(&self) -> bool {
+        match self {
+            Error::Server { source, .. } => {
+                source.code() == Some("ERR") && source.detail().is_some_and(|text| text.starts_with("no such key"))
+            }
+            _ => false,
+        }
     }
 
     /// Whether the key holds something else than a stream (`WRONGTYPE`).

@@ -57,9 +57,9 @@ pub fn decode_entries(bytes: &[u8]) {
         if let Some(expected) = &mut expected {
             expected.sort_by_key(|(_, fields)| fields.is_none());
         }
-        let gone = received.gone.into_iter().map(|id| (id, None));
+        let deleted = received.deleted.into_iter().map(|id| (id, None));
         let entries = received.entries.into_iter().map(|(entry, _)| flat(entry));
-        assert_same_entries(entries.chain(gone).collect(), expected);
+        assert_same_entries(entries.chain(deleted).collect(), expected);
     }
     if let (Ok(claimed), Some(value)) = (entry::claimed(&mut Cursor::new(reply)), &value) {
         let ours = claimed.entries.into_iter().map(flat).collect();

@@ -207,8 +207,8 @@ pub mod fuzzing;
 
 pub use connection::Connection;
 pub use consumer::{
-    AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StopHandle, TimeoutIter,
-    TryIter,
+    AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StatsHandle, StopHandle,
+    TimeoutIter, TryIter,
 };
 /// The channel in [`Consumer::receiver`]'s signature.
 pub use crossbeam_channel;

@@ -16,7 +16,7 @@ pub use dead_letters::DeadLetter;
 pub(crate) use inspect::stream_info;
 pub use inspect::{ConsumerPending, GroupInfo, Pending, StreamInfo};
 pub(crate) use publish::{check_message, conclude_add};
-pub(crate) use receive::{acknowledge_gone, next_block};
+pub(crate) use receive::{acknowledge_deleted, next_block};
 
 /// Streams through a pool: publish, receive, claim, inspect. Clones share the pool.
 ///
@@ -63,13 +63,13 @@ impl StepStream {
         commands::create_group(&mut connection, input, input.start)
     }
 
-    /// Lets a stream expire `ttl` from now (`PEXPIRE`). `false`: there is no such stream; a key that holds something else
-    /// is left alone.
+    /// Lets a stream expire `ttl` from now, also where it had longer to live (`PEXPIRE`). `false`: there is no such stream; a
+    /// key that holds something else is left alone.
     ///
     /// Waits at most `socket_timeout` for the server, or [longer](StreamInput::ttl) where it forbids scripts.
     pub fn update_stream_ttl(&self, stream_id: &str, ttl: Duration) -> Result<bool> {
         check_ttl(Some(ttl))?;
-        commands::refresh(&mut *self.pool.get()?, stream_id, ttl)
+        commands::set_expiry(&mut *self.pool.get()?, stream_id, ttl)
     }
 
     /// Sends `PING`: the time from the request to its answer.
@@ -80,9 +80,13 @@ impl StepStream {
     }
 }
 
+/// The most entries that one call may ask for. The reply is bounded by [`max_reply`](crate::PoolParams::max_reply) besides.
+pub(crate) const MOST_ENTRIES: usize = 1 << 20;
+
 fn check_count(max: usize) -> Result<()> {
-    if max == 0 {
-        return Err(Error::params("max", "zero; ask for one entry at least"));
+    match max {
+        0 => Err(Error::params("max", "zero; ask for one entry at least")),
+        1..=MOST_ENTRIES => Ok(()),
+        _ => Err(Error::params("max", format!("more than {MOST_ENTRIES} entries; ask for fewer at a time"))),
     }
-    Ok(())
 }

@@ -3,11 +3,11 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::entry::EntryId;
+use crate::delivery::Receipt;
 use crate::signal::lock;
 
-/// The most ids that are acknowledged by one command.
-const MAX_IDS: usize = 1024;
+/// The most entries that are acknowledged by one command.
+pub(super) const MOST_ACKS: usize = 1024;
 
 /// Acknowledgements on their way to the server. Handlers push, the reader takes what is there along with its next read, and
 /// the keeper sends what has waited long enough.
@@ -21,7 +21,7 @@ pub(super) struct AckQueue {
 
 #[derive(Debug, Default)]
 struct State {
-    ids: Vec<EntryId>,
+    receipts: Vec<Receipt>,
     /// When the oldest of them was pushed.
     since: Option<Instant>,
     /// The keeper sleeps no longer than `delay`, so a push need not wake it.
@@ -31,21 +31,23 @@ struct State {
     closed: bool,
     /// The reader is about to take along what is there: the keeper need not be woken because there is much of it.
     reader_is_near: bool,
+    /// The server has refused some.
+    refused: bool,
 }
 
 impl State {
-    /// So many wait that they are to be sent now, and it is the keeper who has to.
+    /// Enough wait that they are to be sent now, and it is the keeper who has to.
     fn is_full(&self, max: usize) -> bool {
-        self.ids.len() >= max && !self.reader_is_near
+        self.receipts.len() >= max && !self.reader_is_near
     }
 
-    fn take(&mut self) -> Vec<EntryId> {
-        if self.ids.len() > MAX_IDS {
-            return self.ids.drain(..MAX_IDS).collect();
+    fn take(&mut self, most: usize) -> Vec<Receipt> {
+        if self.receipts.len() > most {
+            return self.receipts.drain(..most).collect();
         }
         self.since = None;
-        let capacity = self.ids.capacity();
-        std::mem::replace(&mut self.ids, Vec::with_capacity(capacity.min(MAX_IDS)))
+        let capacity = self.receipts.capacity();
+        std::mem::replace(&mut self.receipts, Vec::with_capacity(capacity.min(MOST_ACKS)))
     }
 }
 
@@ -55,13 +57,13 @@ impl AckQueue {
     }
 
     /// Queues acknowledgements. `false`: the queue is closed, and nobody would send them.
-    pub(super) fn push(&self, ids: &[EntryId]) -> bool {
+    pub(super) fn push(&self, receipts: &[Receipt]) -> bool {
         let mut state = lock(&self.state);
         if state.closed {
             return false;
         }
         let was_full = state.is_full(self.max);
-        state.ids.extend_from_slice(ids);
+        state.receipts.extend_from_slice(receipts);
         let full = !was_full && state.is_full(self.max);
         let first = state.since.is_none();
         if first {
@@ -73,18 +75,21 @@ impl AckQueue {
         true
     }
 
-    /// Takes what is there, up to what one command carries.
-    pub(super) fn take(&self) -> Vec<EntryId> {
-        lock(&self.state).take()
+    /// Takes what is there, up to `most`.
+    pub(super) fn take(&self, most: usize) -> Vec<Receipt> {
+        lock(&self.state).take(most)
     }
 
     /// The same for the reader, which comes again at once unless its request `waits` for entries at the server.
-    pub(super) fn take_along(&self, waits: bool) -> Vec<EntryId> {
+    pub(super) fn take_along(&self, most: usize, waits: bool) -> Vec<Receipt> {
         let mut state = lock(&self.state);
+        if state.refused {
+            return Vec::new();
+        }
         state.reader_is_near = !waits;
-        let ids = state.take();
+        let receipts = state.take(most);
         self.call_if_full(&state);
-        ids
+        receipts
     }
 
     /// The reader waits for something else, and may be long in coming or not come at all.
@@ -102,22 +107,28 @@ impl AckQueue {
     }
 
     /// Puts back what could not be confirmed. Acknowledging twice does no harm.
-    pub(super) fn put_back(&self, mut ids: Vec<EntryId>) {
-        if ids.is_empty() {
+    pub(super) fn put_back(&self, mut receipts: Vec<Receipt>) {
+        if receipts.is_empty() {
             return;
         }
         let mut state = lock(&self.state);
-        ids.append(&mut state.ids);
-        state.ids = ids;
+        receipts.append(&mut state.receipts);
+        state.receipts = receipts;
         state.since.get_or_insert_with(Instant::now);
         if !state.keeper_is_timed {
             self.keeper.notify_one();
         }
     }
 
+    /// The server refuses acknowledgements, or takes them again. While it refuses, they are the keeper's alone, who tries
+    /// again after a while.
+    pub(super) fn set_refused(&self, refused: bool) {
+        lock(&self.state).refused = refused;
+    }
+
     /// How many are queued.
     pub(super) fn len(&self) -> usize {
-        lock(&self.state).ids.len()
+        lock(&self.state).receipts.len()
     }
 
     /// From now on nothing is accepted; what is queued stays to be sent.

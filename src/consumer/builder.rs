@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
@@ -13,11 +13,14 @@ use super::reader::{Reader, last_delivered};
 use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
+use crate::connection::Connection;
 use crate::delivery::OnDrop;
 use crate::endpoint::{StartId, StreamInput, StreamOutput, process_name};
-use crate::error::{Error, Result};
+use crate::entry::EntryId;
+use crate::error::{Error, Result, with_causes};
+use crate::net::Deadline;
 use crate::pool::StepPool;
-use crate::stream::StepStream;
+use crate::stream::{MOST_ENTRIES, StepStream};
 
 /// Beyond this, clocks overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -63,6 +66,7 @@ impl ConsumerBuilder {
     fn new(pool: StepPool, input: StreamInput) -> ConsumerBuilder {
         let settings = Settings {
             prefetch: 256,
+            prefetch_bytes: 8 << 20,
             batch: 128,
             claim: true,
             max_deliveries: None,
@@ -71,18 +75,29 @@ impl ConsumerBuilder {
             on_group_loss: OnGroupLoss::default(),
             backoff: Backoff::default(),
             close_timeout: Duration::from_secs(2),
+            wait_for_server: Duration::ZERO,
             generated_name: input.consumer.is_none(),
         };
         ConsumerBuilder { pool, input, settings }
     }
 
-    /// How many deliveries the channel holds for the handlers. Entries in it are pending and kept fresh. Defaults to 256.
+    /// How many deliveries the channel holds for the handlers, 1,048,576 at most. Entries in it are pending and kept fresh.
+    /// Defaults to 256.
     pub fn prefetch(mut self, entries: usize) -> ConsumerBuilder {
         self.settings.prefetch = entries;
         self
     }
 
-    /// How many entries one read asks for (`XREADGROUP COUNT`). Defaults to 128.
+    /// How many bytes of deliveries wait in the channel before nothing more is read. Sizes are known only when entries have
+    /// come, so the bound on memory is this and one reply, which is [`max_reply`](crate::PoolParams::max_reply) at most; a
+    /// read asks for as many entries as fit, going by the sizes of those before. Defaults to 8 MiB.
+    pub fn prefetch_bytes(mut self, bytes: usize) -> ConsumerBuilder {
+        self.settings.prefetch_bytes = bytes;
+        self
+    }
+
+    /// How many entries one read asks for at most (`XREADGROUP COUNT`), 1,048,576 at most. The first reads ask for less,
+    /// and so do those after a time-out. Defaults to 128.
     pub fn batch(mut self, entries: usize) -> ConsumerBuilder {
         self.settings.batch = entries;
         self
@@ -96,7 +111,11 @@ impl ConsumerBuilder {
     }
 
     /// How often an entry is handed out before it goes to the dead letter stream instead. The server's count decides, so it
-    /// survives crashes. Needs [`dead_letter`](ConsumerBuilder::dead_letter). Defaults to no limit.
+    /// survives crashes; [what is counted](crate#what-is-a-delivery) are hand-outs to handlers. Needs
+    /// [`dead_letter`](ConsumerBuilder::dead_letter). Defaults to no limit.
+    ///
+    /// An entry that has only one hand-out left is not read ahead: it is taken when a handler is there for it. With a limit
+    /// of 1 that is every entry, and each costs a round trip of its own.
     pub fn max_deliveries(mut self, deliveries: u64) -> ConsumerBuilder {
         self.settings.max_deliveries = Some(deliveries);
         self
@@ -140,49 +159,94 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Connects, creates the group if there is none, and starts the threads.
+    /// How long [`spawn`](ConsumerBuilder::spawn) keeps trying to reach a server that is down, with the pauses of
+    /// [`backoff`](ConsumerBuilder::backoff): for programs that start together with their server. Defaults to zero: the
+    /// first failure is an error.
+    pub fn wait_for_server(mut self, limit: Duration) -> ConsumerBuilder {
+        self.settings.wait_for_server = limit;
+        self
+    }
+
+    /// Connects, creates the group if there is none, and starts the threads. A user who may not create groups
+    /// (`XGROUP`) can consume from one that is there.
     ///
-    /// Waits at most twice `socket_connect_timeout` and twice `socket_timeout`.
+    /// Waits at most twice `socket_connect_timeout` and twice `socket_timeout`, besides
+    /// [`wait_for_server`](ConsumerBuilder::wait_for_server).
     ///
     /// # Errors
     /// [`Error::Params`]; the errors of [`StepPool::connect`]; [`Error::Server`] when the group cannot be created. A
-    /// server that cannot be reached now is an error here; one that vanishes later is waited for.
+    /// server that cannot be reached now is an error here, unless it is waited for; one that vanishes later always is.
     pub fn spawn(self) -> Result<Consumer> {
         let ConsumerBuilder { pool, input, settings } = self;
         check(&input, &settings)?;
-        let mut member = input.member();
+        let mut key = input.consumer_key();
         if settings.generated_name {
-            member.consumer = unique_name();
+            key.consumer = unique_name();
         }
         let (channel, receiver) = bounded(settings.prefetch);
-        let shared = Arc::new(Shared::new(pool, input, member, settings));
+        let shared = Arc::new(Shared::new(pool, input, key, settings));
 
-        let mut reading = shared.connector().connect(&shared.reader.interrupter)?;
-        // What is there now is not new later: if the group is lost before anything came, it must miss nothing.
-        let seen = match shared.input.start {
-            StartId::New => last_delivered(&mut reading, &shared.member)?,
-            _ => None,
-        };
-        commands::create_group(&mut reading, &shared.input, shared.input.start)?;
+        let reading = connect_and_prepare(&shared)?;
+        let connected_at = Instant::now();
         let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
+        let connecting = connected_at.elapsed();
 
-        let keeper = Keeper::new(Arc::clone(&shared), keeping);
+        let keeper = Keeper::new(Arc::clone(&shared), keeping, connecting);
         let keeper = start("step-redis-keeper", move || keeper.run())?;
-        let reader = Reader::new(Arc::clone(&shared), channel, seen);
+        let reader = Reader::new(Arc::clone(&shared), channel, reading.seen);
         // If this thread cannot be had, the other must not stay.
-        let reader =
-            start("step-redis-reader", move || reader.run(reading)).inspect_err(|_| shared.end_keeper(Vec::new()))?;
+        let reader = start("step-redis-reader", move || reader.run(reading.connection))
+            .inspect_err(|_| shared.end_keeper(Vec::new()))?;
         Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper }) })
     }
 }
 
+/// The connection that will read, and what the group had been delivered by then.
+struct Reading {
+    connection: Connection,
+    seen: Option<EntryId>,
+}
+
+/// Makes the reading connection and sees to it that the group exists.
+fn connect_and_prepare(shared: &Shared) -> Result<Reading> {
+    let (limit, mut failures) = (Deadline::after(shared.settings.wait_for_server), 0);
+    loop {
+        let error = match shared.connector().connect(&shared.reader.interrupter).and_then(|new| prepare(shared, new)) {
+            Err(error) if error.is_retryable() && !limit.left().is_zero() => error,
+            prepared => return prepared,
+        };
+        match failures {
+            0 => log::warn!("consumer {} waits for the server: {}", shared.key.consumer, with_causes(&error)),
+            _ => log::debug!("consumer {}, attempt {failures}: {}", shared.key.consumer, with_causes(&error)),
+        }
+        thread::sleep(shared.settings.backoff.wait(failures).min(limit.left()));
+        failures += 1;
+    }
+}
+
+fn prepare(shared: &Shared, mut connection: Connection) -> Result<Reading> {
+    // What is there now is not new later: if the group is lost before anything came, it must miss nothing.
+    let seen = match shared.input.start {
+        StartId::New => last_delivered(&mut connection, &shared.key)?,
+        _ => None,
+    };
+    match commands::create_group(&mut connection, &shared.input, shared.input.start) {
+        Err(error) if error.code() == Some("NOPERM") && !connection.is_broken() => {
+            if !commands::group_exists(&mut connection, &shared.key)? {
+                return Err(error);
+            }
+        }
+        created => drop(created?),
+    }
+    Ok(Reading { connection, seen })
+}
+
 fn check(input: &StreamInput, settings: &Settings) -> Result<()> {
     input.check()?;
-    if settings.prefetch == 0 {
-        return Err(Error::params("prefetch", "zero; the channel must hold one delivery at least"));
-    }
-    if settings.batch == 0 {
-        return Err(Error::params("batch", "zero; ask for one entry at least"));
+    check_entries("prefetch", settings.prefetch)?;
+    check_entries("batch", settings.batch)?;
+    if settings.prefetch_bytes == 0 {
+        return Err(Error::params("prefetch_bytes", "zero; nothing would ever be read"));
     }
     if settings.max_deliveries == Some(0) {
         return Err(Error::params("max_deliveries", "zero; nothing would ever be handed out"));
@@ -199,6 +263,7 @@ fn check(input: &StreamInput, settings: &Settings) -> Result<()> {
         ("claim_idle", input.claim_idle),
         ("backoff", settings.backoff.longest),
         ("close_timeout", settings.close_timeout),
+        ("wait_for_server", settings.wait_for_server),
     ];
     if let Some((field, _)) = durations.into_iter().find(|(_, duration)| *duration > LONGEST) {
         return Err(Error::params(field, "longer than a hundred years"));
@@ -207,6 +272,14 @@ fn check(input: &StreamInput, settings: &Settings) -> Result<()> {
         return Err(Error::params("ack_mode", "`max` is zero; send one acknowledgement at a time at least"));
     }
     Ok(())
+}
+
+fn check_entries(field: &'static str, entries: usize) -> Result<()> {
+    match entries {
+        0 => Err(Error::params(field, "zero; one entry at least must be asked for")),
+        1..=MOST_ENTRIES => Ok(()),
+        _ => Err(Error::params(field, format!("more than {MOST_ENTRIES} entries"))),
+    }
 }
 
 fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<thread::JoinHandle<T>> {

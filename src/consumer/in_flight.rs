@@ -3,104 +3,342 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::delivery::Receipt;
 use crate::entry::{Entry, EntryId};
 use crate::signal::lock;
 
-/// Which entries are held here. It keeps them leased, keeps them from being handed out twice, and tells their age.
+/// Which entries are held here. It keeps them leased, keeps them from being handed out twice, tells which guard is the one
+/// that may settle an entry, and tells their age.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    entries: Mutex<HashMap<EntryId, Holding, foldhash::fast::RandomState>>,
+    state: Mutex<State>,
+    /// Some delivery was void before its guard was settled: whoever hands out has to look.
+    any_void: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<EntryId, Holding, foldhash::fast::RandomState>,
+    /// The last generation that was given out.
+    generation: u64,
+    /// Deliveries that are the last ones permitted, and whose handlers are not done yet.
+    last_chances: Vec<(EntryId, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Holding {
+    generation: u64,
     /// When it was delivered.
     since: Instant,
     /// When the server last counted it as fresh, at the latest.
     fresh: Instant,
-    /// It was given back and is pending still: a claim may bring it again, rereading what is pending must not.
-    parked: bool,
+    phase: Phase,
+}
+
+/// Where an entry stands that is known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Queued, in a handler, or acknowledged and not confirmed.
+    Held,
+    /// Given back, and pending for this consumer still: a claim may bring it again, rereading what is pending must not.
+    Parked,
+    /// Held, but no longer pending at the server: acknowledged by somebody, or lost with the group. The handler may go on.
+    Settled,
+}
+
+/// How deliveries were admitted.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) generation: u64,
+    /// Ids that were held already: the server has delivered them as new, so the stream is another one with the same ids.
+    pub(super) replaced: Vec<EntryId>,
 }
 
 impl InFlight {
-    /// Takes entries that were just delivered. Those that are held already are left out: they were delivered twice.
-    pub(super) fn admit(&self, delivered: &mut Vec<(Entry, u64)>) {
+    /// Takes entries that the server has delivered as new. One that is held already belonged to a stream that was deleted
+    /// and made again: its old guard is void.
+    pub(super) fn admit_new(&self, delivered: &[(Entry, u64)]) -> Admission {
         let now = Instant::now();
-        let mut entries = lock(&self.entries);
-        delivered.retain(|(entry, _)| match entries.entry(entry.id()) {
-            Slot::Occupied(slot) if !slot.get().parked => false,
-            Slot::Occupied(mut slot) => {
-                slot.insert(Holding { since: now, fresh: now, parked: false });
-                true
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        let generation = state.generation;
+        let mut replaced = Vec::new();
+        for (entry, _) in delivered {
+            let holding = Holding { generation, since: now, fresh: now, phase: Phase::Held };
+            match state.entries.entry(entry.id()) {
+                Slot::Vacant(slot) => drop(slot.insert(holding)),
+                Slot::Occupied(mut slot) => {
+                    if slot.insert(holding).phase != Phase::Parked {
+                        replaced.push(entry.id());
+                    }
+                }
             }
-            Slot::Vacant(slot) => {
-                slot.insert(Holding { since: now, fresh: now, parked: false });
-                true
+        }
+        if !replaced.is_empty() {
+            state.last_chances.retain(|(id, _)| !replaced.contains(id));
+            self.any_void.store(true, Ordering::Release);
+        }
+        Admission { generation, replaced }
+    }
+
+    /// Takes entries that this consumer has made its own again, with the numbers of their hand-outs.
+    pub(super) fn admit_again(&self, delivered: &[(Entry, u64)]) -> u64 {
+        self.admit_new(delivered).generation
+    }
+
+    /// What is known about an entry.
+    pub(super) fn phase(&self, id: EntryId) -> Option<Phase> {
+        lock(&self.state).entries.get(&id).map(|holding| holding.phase)
+    }
+
+    /// Whether this delivery is the one that is held, so that its guard may settle it.
+    pub(super) fn is_current(&self, receipt: &Receipt) -> bool {
+        lock(&self.state).is_current(receipt)
+    }
+
+    /// Whether this delivery should not be handed out any more: another consumer has taken it over.
+    pub(super) fn is_void(&self, receipt: &Receipt) -> bool {
+        self.any_void.load(Ordering::Acquire) && !self.is_current(receipt)
+    }
+
+    /// Of acknowledgements on their way to the server, keeps those that it still has to be told. Those of deliveries that
+    /// are void are dropped; those of entries that are no longer pending are returned, as done.
+    pub(super) fn retain_pending(&self, acks: &mut Vec<Receipt>) -> Vec<Receipt> {
+        let state = lock(&self.state);
+        let mut done = Vec::new();
+        acks.retain(|receipt| match state.entries.get(&receipt.id) {
+            Some(holding) if holding.generation == receipt.generation => {
+                if holding.phase == Phase::Settled {
+                    done.push(*receipt);
+                }
+                holding.phase == Phase::Held
             }
+            _ => false,
         });
-    }
-
-    /// Whether it is held or parked.
-    pub(super) fn knows(&self, id: EntryId) -> bool {
-        lock(&self.entries).contains_key(&id)
-    }
-
-    /// Whether it is held.
-    pub(super) fn holds(&self, id: EntryId) -> bool {
-        lock(&self.entries).get(&id).is_some_and(|holding| !holding.parked)
-    }
-
-    /// These were taken over by somebody else. How many of them were still held: the others were settled meanwhile.
-    pub(super) fn give_up(&self, ids: &[EntryId]) -> usize {
-        let mut entries = lock(&self.entries);
-        ids.iter().filter(|id| entries.remove(id).is_some()).count()
+        done
     }
 
     /// It is pending still, and not ours to keep.
-    pub(super) fn park(&self, id: EntryId) {
-        if let Some(holding) = lock(&self.entries).get_mut(&id) {
-            *holding = Holding { parked: true, fresh: Instant::now(), ..*holding };
+    pub(super) fn park(&self, receipt: &Receipt) {
+        let mut state = lock(&self.state);
+        if !state.is_current(receipt) {
+            return;
+        }
+        state.finish_last_chance(receipt);
+        match state.entries.get_mut(&receipt.id) {
+            Some(holding) if holding.phase == Phase::Settled => drop(state.entries.remove(&receipt.id)),
+            Some(holding) => *holding = Holding { phase: Phase::Parked, fresh: Instant::now(), ..*holding },
+            None => {}
         }
     }
 
-    /// They are done with, or somebody else's.
-    pub(super) fn remove(&self, ids: &[EntryId]) {
-        let mut entries = lock(&self.entries);
-        for id in ids {
-            entries.remove(id);
-        }
-    }
-
-    /// Held entries whose lease is older than `age`, to be renewed now. Parked ones that nobody brought back for that long
-    /// are forgotten: somebody else has them.
-    pub(super) fn due(&self, age: Duration, parked_age: Duration) -> Vec<EntryId> {
+    /// An entry that is pending for this consumer and cannot be handed out now: rereading leaves it alone, a claim may take
+    /// it later.
+    pub(super) fn set_aside(&self, id: EntryId) {
         let now = Instant::now();
-        let mut entries = lock(&self.entries);
-        entries.retain(|_, holding| !holding.parked || now.duration_since(holding.fresh) < parked_age);
-        entries
-            .iter()
-            .filter(|(_, holding)| !holding.parked && now.duration_since(holding.fresh) >= age)
-            .map(|(id, _)| *id)
-            .collect()
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        let generation = state.generation;
+        let holding = Holding { generation, since: now, fresh: now, phase: Phase::Parked };
+        state.entries.insert(id, holding);
     }
 
-    /// The server counts them as fresh since `at`.
-    pub(super) fn renewed(&self, ids: &[EntryId], at: Instant) {
-        let mut entries = lock(&self.entries);
+    /// These deliveries are done with; how many of them were still the ones held.
+    pub(super) fn remove(&self, receipts: &[Receipt]) -> usize {
+        let mut state = lock(&self.state);
+        let mut removed = 0;
+        for receipt in receipts {
+            if state.is_current(receipt) {
+                state.entries.remove(&receipt.id);
+                removed += 1;
+            }
+            state.finish_last_chance(receipt);
+        }
+        removed
+    }
+
+    /// The stream no longer holds these, and they are off the pending list.
+    pub(super) fn forget(&self, ids: &[EntryId]) {
+        let mut state = lock(&self.state);
         for id in ids {
-            if let Some(holding) = entries.get_mut(id) {
+            state.entries.remove(id);
+        }
+    }
+
+    /// These were taken over by somebody else. How many of them were held: the others had been given back or settled.
+    pub(super) fn give_up(&self, ids: &[EntryId]) -> usize {
+        let mut state = lock(&self.state);
+        let mut held = 0;
+        for id in ids {
+            match state.entries.remove(id) {
+                Some(Holding { phase: Phase::Held, .. }) => held += 1,
+                Some(_) | None => {}
+            }
+            state.last_chances.retain(|(last, _)| last != id);
+        }
+        if held > 0 {
+            self.any_void.store(true, Ordering::Release);
+        }
+        held
+    }
+
+    /// These are pending for nobody. Their handlers may go on, and there is nothing to keep fresh.
+    pub(super) fn note_settled(&self, ids: &[EntryId]) {
+        let mut state = lock(&self.state);
+        for id in ids {
+            match state.entries.get_mut(id) {
+                Some(holding) if holding.phase == Phase::Parked => drop(state.entries.remove(id)),
+                Some(holding) => holding.phase = Phase::Settled,
+                None => {}
+            }
+        }
+    }
+
+    /// The group is lost, and with it everything that was pending.
+    pub(super) fn note_group_loss(&self) {
+        let mut state = lock(&self.state);
+        state.entries.retain(|_, holding| {
+            let parked = holding.phase == Phase::Parked;
+            holding.phase = Phase::Settled;
+            !parked
+        });
+    }
+
+    /// Held entries whose lease is older than `age`, to be renewed now.
+    pub(super) fn due(&self, age: Duration) -> Vec<EntryId> {
+        self.older_than(age, Phase::Held)
+    }
+
+    /// Entries that were given back `age` ago and have not come again: perhaps somebody else has them.
+    pub(super) fn parked_for(&self, age: Duration) -> Vec<EntryId> {
+        self.older_than(age, Phase::Parked)
+    }
+
+    fn older_than(&self, age: Duration, phase: Phase) -> Vec<EntryId> {
+        let now = Instant::now();
+        let state = lock(&self.state);
+        let old = |holding: &Holding| holding.phase == phase && now.duration_since(holding.fresh) >= age;
+        state.entries.iter().filter(|(_, holding)| old(holding)).map(|(id, _)| *id).collect()
+    }
+
+    /// Of these, those that are held.
+    pub(super) fn held_among(&self, ids: &[EntryId]) -> Vec<EntryId> {
+        let state = lock(&self.state);
+        let held = |id: &EntryId| state.entries.get(id).is_some_and(|holding| holding.phase == Phase::Held);
+        ids.iter().copied().filter(held).collect()
+    }
+
+    /// The server counts them as fresh since `at`, or was asked about them then.
+    pub(super) fn renewed(&self, ids: &[EntryId], at: Instant) {
+        let mut state = lock(&self.state);
+        for id in ids {
+            if let Some(holding) = state.entries.get_mut(id) {
                 holding.fresh = at;
             }
         }
     }
 
+    /// This delivery is the last one permitted: nothing like it is offered until its handler is done.
+    pub(super) fn begin_last_chance(&self, id: EntryId, generation: u64) {
+        lock(&self.state).last_chances.push((id, generation));
+    }
+
+    /// Its handler is done with it.
+    pub(super) fn finish_last_chance(&self, receipt: &Receipt) {
+        lock(&self.state).finish_last_chance(receipt);
+    }
+
+    pub(super) fn has_last_chance(&self) -> bool {
+        !lock(&self.state).last_chances.is_empty()
+    }
+
     /// How many are held, and since when the oldest.
     pub(super) fn held(&self) -> (usize, Option<Duration>) {
-        let entries = lock(&self.entries);
-        let held = entries.values().filter(|holding| !holding.parked);
+        let state = lock(&self.state);
+        let held = state.entries.values().filter(|holding| holding.phase != Phase::Parked);
         let oldest = held.clone().map(|holding| holding.since).min();
         (held.count(), oldest.map(|since| since.elapsed()))
+    }
+}
+
+impl State {
+    fn is_current(&self, receipt: &Receipt) -> bool {
+        self.entries.get(&receipt.id).is_some_and(|holding| holding.generation == receipt.generation)
+    }
+
+    fn finish_last_chance(&mut self, receipt: &Receipt) {
+        if !self.last_chances.is_empty() {
+            self.last_chances.retain(|chance| *chance != (receipt.id, receipt.generation));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(number: u64) -> (Entry, u64) {
+        (Entry::without_fields(EntryId::new(number, 0)), 1)
+    }
+
+    fn receipt(number: u64, generation: u64) -> Receipt {
+        Receipt { id: EntryId::new(number, 0), deliveries: 1, generation }
+    }
+
+    #[test]
+    fn a_held_id_that_comes_as_new_makes_the_old_guard_and_its_ack_void() {
+        let in_flight = InFlight::default();
+        let old = in_flight.admit_new(&[entry(1)]);
+        assert!(old.replaced.is_empty() && !in_flight.is_void(&receipt(1, old.generation)));
+        let new = in_flight.admit_new(&[entry(1)]);
+        assert_eq!(new.replaced, [EntryId::new(1, 0)]);
+        assert!(in_flight.is_void(&receipt(1, old.generation)) && !in_flight.is_void(&receipt(1, new.generation)));
+        let mut acks = vec![receipt(1, old.generation), receipt(1, new.generation)];
+        assert!(in_flight.retain_pending(&mut acks).is_empty());
+        assert_eq!(acks, [receipt(1, new.generation)]);
+        in_flight.park(&receipt(1, old.generation));
+        assert_eq!(in_flight.phase(EntryId::new(1, 0)), Some(Phase::Held), "the old guard parks nothing");
+        assert_eq!(in_flight.remove(&[receipt(1, old.generation)]), 0);
+        assert_eq!(in_flight.remove(&[receipt(1, new.generation)]), 1);
+    }
+
+    #[test]
+    fn an_old_guard_settles_nothing_after_a_takeover_and_a_claim_back() {
+        let in_flight = InFlight::default();
+        let first = in_flight.admit_new(&[entry(1)]).generation;
+        assert_eq!(in_flight.give_up(&[EntryId::new(1, 0)]), 1);
+        assert!(in_flight.is_void(&receipt(1, first)));
+        let second = in_flight.admit_again(&[entry(1)]);
+        in_flight.park(&receipt(1, first));
+        assert_eq!(in_flight.phase(EntryId::new(1, 0)), Some(Phase::Held));
+        assert!(in_flight.is_current(&receipt(1, second)));
+    }
+
+    #[test]
+    fn what_is_pending_for_nobody_is_acknowledged_without_the_server() {
+        let in_flight = InFlight::default();
+        let generation = in_flight.admit_new(&[entry(1), entry(2), entry(3)]).generation;
+        in_flight.note_settled(&[EntryId::new(1, 0)]);
+        in_flight.park(&receipt(3, generation));
+        let mut acks = vec![receipt(1, generation), receipt(2, generation), receipt(3, generation)];
+        assert_eq!(in_flight.retain_pending(&mut acks), [receipt(1, generation)]);
+        assert_eq!(acks, [receipt(2, generation)]);
+        in_flight.note_group_loss();
+        assert_eq!(in_flight.phase(EntryId::new(3, 0)), None, "there is nothing left to come again");
+        assert_eq!(in_flight.held().0, 2);
+    }
+
+    #[test]
+    fn a_last_chance_ends_with_its_own_delivery() {
+        let in_flight = InFlight::default();
+        let generation = in_flight.admit_again(&[entry(1)]);
+        in_flight.begin_last_chance(EntryId::new(1, 0), generation);
+        in_flight.finish_last_chance(&receipt(1, generation - 1));
+        assert!(in_flight.has_last_chance());
+        in_flight.park(&receipt(1, generation));
+        assert!(!in_flight.has_last_chance());
     }
 }

@@ -57,7 +57,7 @@ impl Iterator for TryIter<'_> {
     type Item = Result<Delivery>;
 
     fn next(&mut self) -> Option<Result<Delivery>> {
-        self.consumer.receiver().try_recv().ok().map(|item| self.consumer.hand_out(item))
+        self.consumer.try_next()
     }
 }
 
@@ -75,7 +75,7 @@ impl Iterator for TimeoutIter<'_> {
     type Item = Result<Delivery>;
 
     fn next(&mut self) -> Option<Result<Delivery>> {
-        self.consumer.receiver().recv_timeout(self.limit).ok().map(|item| self.consumer.hand_out(item))
+        self.consumer.next_within(self.limit)
     }
 }
 

@@ -4,59 +4,76 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::acks::MOST_ACKS;
+use super::leases::{self, MOST_LEASES};
 use super::loss::LossWatch;
+use super::request_size::RequestSize;
 use super::shared::Shared;
-use crate::commands;
+use crate::commands::{self, GivenBack, SearchPosition};
 use crate::connection::Connection;
-use crate::entry::EntryId;
+use crate::delivery::Receipt;
 use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 
 /// How long the server may take to answer `CLIENT UNBLOCK`; a reader that is not unblocked by then is cut off.
 const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
-/// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has ended.
+/// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has answered.
 const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
-/// How often to look at a reader that is to stop and does not wait for the server: it will, or it hands over what it has.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// How often to look whether entries were lost unread.
-const LOSS_INTERVAL: Duration = Duration::from_secs(1);
-/// How many entries one script looks after.
-const LEASES_AT_ONCE: usize = 256;
+/// How long the server may take to answer at least, before the connection is given up.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     connection: Option<Connection>,
+    /// How long it took to make it.
+    connecting: Duration,
     /// No attempt to connect before this.
     next_attempt: Instant,
     failures: u32,
-    /// No acknowledgements before this: the server has refused them, so many times in a row.
+    /// No acknowledgements before this: the server has refused them, this many times in a row.
     next_flush: Instant,
     refusals: u32,
+    ack_size: RequestSize,
     next_lease: Instant,
+    lease_size: RequestSize,
     next_refresh: Option<Instant>,
-    next_loss_check: Instant,
+    next_look: Instant,
+    /// Where the search for entries to claim goes on.
+    search_from: SearchPosition,
     losses: LossWatch,
     /// It was told that the server forbids something that a consumer needs.
     warned_no_permission: bool,
+    /// It was told that `claim_idle` is too short for this line.
+    warned_too_slow: bool,
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, mut connection: Connection) -> Keeper {
+    /// `connecting` is how long it took to make the connection.
+    pub(super) fn new(shared: Arc<Shared>, connection: Connection, connecting: Duration) -> Keeper {
         let now = Instant::now();
-        connection.limit_socket_timeout(patience(&shared));
-        Keeper {
-            next_lease: now + lease_interval(&shared),
+        let mut keeper = Keeper {
+            next_lease: now,
             next_refresh: shared.input.ttl.map(|ttl| now + ttl / 3),
             shared,
-            connection: Some(connection),
+            connection: None,
+            connecting,
             next_attempt: now,
             failures: 0,
             next_flush: now,
             refusals: 0,
-            next_loss_check: now,
+            ack_size: RequestSize::full(MOST_ACKS),
+            lease_size: RequestSize::full(MOST_LEASES),
+            next_look: now,
+            search_from: SearchPosition::default(),
             losses: LossWatch::default(),
             warned_no_permission: false,
-        }
+            warned_too_slow: false,
+        };
+        let mut connection = connection;
+        keeper.prepare(&mut connection);
+        keeper.connection = Some(connection);
+        keeper.next_lease = now + keeper.lease_interval();
+        keeper
     }
 
     /// Works until the consumer closes, and then until all acknowledgements are confirmed or the time is up.
@@ -75,7 +92,7 @@ impl Keeper {
     }
 
     fn next_duty(&self) -> Instant {
-        let mut until = self.next_lease.min(self.next_loss_check);
+        let mut until = self.next_lease.min(self.next_look);
         if let Some(refresh) = self.next_refresh {
             until = until.min(refresh);
         }
@@ -87,16 +104,16 @@ impl Keeper {
         }
         // Without a connection nothing can be done, whatever is due.
         until = until.max(self.next_attempt);
-        if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {
-            let pause = if self.shared.reader.blocked_client().is_some() { UNBLOCK_AGAIN } else { LOOK_AGAIN };
-            until = until.min(Instant::now() + pause);
+        if self.shared.is_reader_to_stop() && self.shared.reader.blocked_client().is_some() {
+            until = until.min(Instant::now() + UNBLOCK_AGAIN);
         }
         until
     }
 
     fn do_what_is_due(&mut self) {
-        if self.shared.stopping.is_set() && !self.shared.reader.ended.is_set() {
-            self.unblock_reader();
+        if self.shared.is_reader_to_stop() {
+            let shared = Arc::clone(&self.shared);
+            self.wake_reader(|| shared.reader.ended.is_set());
         }
         let now = Instant::now();
         if now < self.next_attempt {
@@ -112,28 +129,35 @@ impl Keeper {
         if now >= self.next_lease {
             let renewed = self.renew_leases();
             self.accepted_by_server(renewed)?;
-            self.next_lease = now + lease_interval(&self.shared);
+            self.next_lease = now + self.lease_interval();
         }
         if let (Some(due), Some(ttl)) = (self.next_refresh, self.shared.input.ttl)
             && now >= due
         {
-            let stream_id = Arc::clone(&self.shared.member.stream_id);
+            let stream_id = Arc::clone(&self.shared.key.stream_id);
             let refreshed = self.with_connection(|connection| commands::refresh(connection, &stream_id, ttl).map(drop));
             self.accepted_by_server(refreshed)?;
             self.next_refresh = Some(now + ttl / 3);
         }
         if now >= self.next_flush {
             let flushed = self.flush_acks();
+            if let (Err(error), Some(_)) = (&flushed, &self.connection)
+                && !error.is_retryable()
+            {
+                // No acknowledgement will ever be accepted, and all that is handled would come again.
+                self.shared.fail(error.clone());
+            }
             if self.accepted_by_server(flushed)? {
                 self.refusals = 0;
             } else {
-                self.next_flush = now + self.shared.settings.backoff.wait(self.refusals);
+                self.next_flush = Instant::now() + self.shared.settings.backoff.wait(self.refusals);
                 self.refusals = self.refusals.saturating_add(1);
             }
+            self.shared.acks.set_refused(self.refusals > 0);
         }
-        if now >= self.next_loss_check {
-            self.next_loss_check = now + LOSS_INTERVAL;
-            self.look_for_losses()?;
+        if now >= self.next_look {
+            self.next_look = now + self.shared.claim_interval();
+            self.look_around()?;
         }
         self.failures = 0;
         Ok(())
@@ -149,41 +173,83 @@ impl Keeper {
                     Some("NOPERM") if !std::mem::replace(&mut self.warned_no_permission, true) => log::Level::Warn,
                     _ => log::Level::Debug,
                 };
-                log::log!(level, "keeper of consumer {}: {}", self.shared.member.consumer, with_causes(&error));
+                log::log!(level, "keeper of consumer {}: {}", self.shared.key.consumer, with_causes(&error));
                 Ok(false)
             }
             outcome => outcome.map(|()| true),
         }
     }
 
-    /// An operator whose length limit is too small should learn of it.
-    fn look_for_losses(&mut self) -> Result<()> {
+    /// Looks for entries that lay idle for too long, and whether any were lost unread.
+    fn look_around(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let position = match self.with_connection(|connection| commands::position(connection, &shared.member)) {
-            Ok(position) => position,
-            // The stream is gone, or scripts are forbidden: nothing to compare. The connection is fine.
-            Err(error) if self.connection.is_some() => {
-                log::trace!("no counters of stream {}: {}", shared.member.stream_id, with_causes(&error));
-                None
+        loop {
+            // What was found before comes first.
+            let searches = shared.settings.claim && !shared.claimable.is_any() && !shared.stopping.is_set();
+            let wanted = if searches { shared.settings.batch } else { 0 };
+            let (idle, from) = (shared.input.claim_idle, self.search_from.clone());
+            let sight =
+                self.with_connection(|connection| commands::look_around(connection, &shared.key, idle, &from, wanted));
+            let sight = match sight {
+                Ok(sight) => sight,
+                // The stream or the group does not exist, or scripts are forbidden. The connection is fine.
+                Err(error) if self.connection.is_some() => {
+                    if error.is_group_missing() {
+                        log::trace!("no sight of stream {}: {}", shared.key.stream_id, with_causes(&error));
+                        return Ok(());
+                    }
+                    return self.accepted_by_server(Err(error)).map(drop);
+                }
+                Err(error) => return Err(error),
+            };
+            if let Some(progress) = &sight.progress {
+                let missed = self.losses.look(progress);
+                self.note_losses(missed);
             }
-            Err(error) => return Err(error),
-        };
-        let missed = position.map_or(0, |position| self.losses.look(&position));
-        if missed > 0 {
-            shared.counters.missed.add(missed);
-            log::warn!(
-                "{missed} entries of stream {} were trimmed or deleted before group {} saw them",
-                shared.member.stream_id,
-                shared.member.group,
-            );
+            if wanted == 0 {
+                return self.tell_reader();
+            }
+            self.search_from = sight.next;
+            if !sight.idle.is_empty() {
+                shared.claimable.put(sight.idle);
+                return self.tell_reader();
+            }
+            if self.search_from.is_at_start() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The reader may be waiting for new entries, and for longer than what can be claimed should wait.
+    fn tell_reader(&mut self) -> Result<()> {
+        if self.shared.claimable.is_any() {
+            let shared = Arc::clone(&self.shared);
+            shared.stopping.nudge();
+            self.wake_reader(|| !shared.claimable.is_any());
+            if self.connection.is_none() {
+                // It is looked for again on the next one.
+                self.next_look = Instant::now();
+            }
         }
         Ok(())
+    }
+
+    /// An operator whose length limit is too small should learn of it.
+    fn note_losses(&self, missed: u64) {
+        if missed > 0 {
+            self.shared.counters.missed.add(missed);
+            log::warn!(
+                "{missed} entries of stream {} were trimmed or deleted before group {} saw them",
+                self.shared.key.stream_id,
+                self.shared.key.group,
+            );
+        }
     }
 
     fn note_failure(&mut self, error: &Error) {
         self.shared.counters.note_error(error);
         // The reader tells of outages at warn; one line for each is enough.
-        log::debug!("keeper of consumer {}: {}", self.shared.member.consumer, with_causes(error));
+        log::debug!("keeper of consumer {}: {}", self.shared.key.consumer, with_causes(error));
         self.next_attempt = Instant::now() + self.shared.settings.backoff.wait(self.failures);
         self.failures = self.failures.saturating_add(1);
     }
@@ -191,18 +257,33 @@ impl Keeper {
     /// Sends what waits to be acknowledged now. What handlers add meanwhile is for the next time, so that a busy queue on a
     /// slow link holds up nothing else.
     fn flush_acks(&mut self) -> Result<()> {
-        let mut waiting = self.shared.acks.len();
+        let shared = Arc::clone(&self.shared);
+        let mut waiting = shared.acks.len();
         while waiting > 0 {
-            let ids = self.shared.acks.take();
-            if ids.is_empty() {
+            let mut acks = shared.acks.take(self.ack_size.now());
+            if acks.is_empty() {
                 break;
             }
-            waiting = waiting.saturating_sub(ids.len());
-            let member = self.shared.member.clone();
-            match self.with_connection(|connection| commands::ack(connection, &member, &ids)) {
-                Ok(_) => self.shared.confirm(&ids),
+            waiting = waiting.saturating_sub(acks.len());
+            // While this is under way, no id is delivered as another entry's.
+            let _turn = shared.acks_under_way();
+            let done = shared.in_flight.retain_pending(&mut acks);
+            shared.confirm(&done);
+            if acks.is_empty() {
+                continue;
+            }
+            let (asked, sent) = (acks.len(), Instant::now());
+            let ids = acks.iter().map(|receipt| receipt.id);
+            match self.with_connection(|connection| commands::ack(connection, &shared.key, ids)) {
+                Ok(_) => {
+                    shared.confirm(&acks);
+                    self.ack_size.answered(asked, 0, sent.elapsed(), self.patience());
+                }
                 Err(error) => {
-                    self.shared.acks.put_back(ids);
+                    shared.acks.put_back(acks);
+                    if error.is_timeout() {
+                        self.ack_size.failed();
+                    }
                     return Err(error);
                 }
             }
@@ -210,49 +291,63 @@ impl Keeper {
         Ok(())
     }
 
-    /// Tells the server that the entries held here are alive. One that was taken over is not taken back.
     fn renew_leases(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let claim_idle = shared.input.claim_idle;
-        let due = shared.in_flight.due(claim_idle / 3, claim_idle.saturating_mul(2));
-        for ids in due.chunks(LEASES_AT_ONCE) {
-            shared.take_lease_turn(|| {
-                // What was given back meanwhile is left alone.
-                let ids: Vec<EntryId> = ids.iter().copied().filter(|id| shared.in_flight.holds(*id)).collect();
-                let sent = Instant::now();
-                let own = self.with_connection(|connection| {
-                    commands::set_idle(connection, &shared.member, Duration::ZERO, &ids)
-                })?;
-                shared.in_flight.renewed(&own, sent);
-                let lost: Vec<EntryId> = ids.iter().copied().filter(|id| !own.contains(id)).collect();
-                let lost = shared.in_flight.give_up(&lost);
-                if lost > 0 {
-                    shared.counters.taken_over.add(lost as u64);
-                    log::warn!(
-                        "{lost} entries of stream {} were taken over by another consumer while consumer {} held them",
-                        shared.member.stream_id,
-                        shared.member.consumer,
-                    );
-                }
-                Ok(())
-            })?;
+        let (age, at_once, sent) = (self.lease_age(), self.lease_size.now(), Instant::now());
+        let renewed = leases::renew(&shared, age, at_once, |ids| {
+            self.with_connection(|connection| commands::keep(connection, &shared.key, ids))
+        });
+        match &renewed {
+            Ok(()) => self.lease_size.answered(at_once, 0, sent.elapsed(), self.patience()),
+            Err(error) if error.is_timeout() => self.lease_size.failed(),
+            Err(_) => {}
         }
-        Ok(())
+        renewed?;
+        leases::look_after_parked(&shared, shared.input.claim_idle.saturating_mul(2), |ids| {
+            self.with_connection(|connection| commands::look_after(connection, &shared.key, ids))
+        })
     }
 
-    fn unblock_reader(&mut self) {
+    /// Leases older than this are renewed: a third of `claim_idle`, or less where making a new connection takes a
+    /// noticeable part of it.
+    fn lease_age(&self) -> Duration {
+        let claim_idle = self.shared.input.claim_idle;
+        (claim_idle.saturating_sub(2 * self.connecting) / 3).max(claim_idle / 20)
+    }
+
+    /// They are looked at twice as often, so that none grows much older than that.
+    fn lease_interval(&self) -> Duration {
+        (self.lease_age() / 2).max(Duration::from_millis(1))
+    }
+
+    /// How long the keeper waits for an answer: a connection that hangs must be given up while the leases still hold, and a
+    /// line that is slow must not be taken for one.
+    fn patience(&self) -> Duration {
+        (self.shared.input.claim_idle / 6).max(SHORTEST_PATIENCE).max(self.connecting)
+    }
+
+    /// Wakes the reader from a blocked read, until it has answered or does not wait for the server any more.
+    fn wake_reader(&mut self, has_answered: impl Fn() -> bool) {
         let shared = Arc::clone(&self.shared);
         let limit = Deadline::after(UNBLOCK_LIMIT);
-        while !limit.left().is_zero() {
+        while !limit.left().is_zero() && !has_answered() {
             let Some(client) = shared.reader.blocked_client() else { return };
             let Some(connection) = &mut self.connection else { return };
             let unblocked = commands::unblock(connection, client, limit);
             if connection.is_broken() {
                 self.connection = None;
             }
-            if let Err(error) = unblocked {
-                log::debug!("the server did not unblock the reader of {}: {error}", shared.member.consumer);
-                return;
+            match unblocked {
+                // It is on its way.
+                Ok(true) if !shared.stopping.is_set() => return,
+                Ok(_) => {}
+                Err(error) => {
+                    if matches!(error, Error::Server { .. }) {
+                        shared.reader.cannot_be_woken();
+                    }
+                    log::debug!("the server did not unblock the reader of {}: {error}", shared.key.consumer);
+                    return;
+                }
             }
             if shared.reader.ended.wait(UNBLOCK_AGAIN) {
                 return;
@@ -261,33 +356,53 @@ impl Keeper {
     }
 
     fn with_connection<T>(&mut self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
-        let connection = match &mut self.connection {
+        let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            none => {
-                let connector = self.shared.connector();
-                let limit = patience(&self.shared);
-                let mut connection = connector.connect_within(limit, &self.shared.keeper_interrupter)?;
-                connection.limit_socket_timeout(limit);
-                none.insert(connection)
-            }
+            None => self.connect()?,
         };
-        let result = work(connection);
-        if connection.is_broken() {
-            self.connection = None;
-        }
+        let result = work(&mut connection);
+        self.connection = Some(connection).filter(|connection| !connection.is_broken());
         result
     }
 
+    fn connect(&mut self) -> Result<Connection> {
+        let started = Instant::now();
+        let mut connection = self.shared.connector().connect(&self.shared.keeper_interrupter)?;
+        self.connecting = started.elapsed();
+        self.prepare(&mut connection);
+        Ok(connection)
+    }
+
+    /// Sets the limits of a new connection.
+    fn prepare(&mut self, connection: &mut Connection) {
+        connection.limit_socket_timeout(self.patience());
+        let claim_idle = self.shared.input.claim_idle;
+        if claim_idle < 2 * self.connecting && !std::mem::replace(&mut self.warned_too_slow, true) {
+            log::warn!(
+                "`claim_idle` of {claim_idle:?} is too short for this line: connecting took {:?}, and entries that are \
+                 held meanwhile may be taken over; set at least {:?} for all consumers of group {}",
+                self.connecting,
+                4 * self.connecting,
+                self.shared.key.group,
+            );
+        }
+    }
+
     /// The last acknowledgements, and a tidy end, within `close_timeout`.
-    fn conclude(&mut self, not_handed_out: &[EntryId]) {
+    fn conclude(&mut self, not_handed_out: &[Receipt]) {
         let limit = Deadline::after(self.shared.settings.close_timeout);
         // Handlers may still be at work: what they acknowledge from here on goes through the pool.
         self.shared.acks.close();
         while self.shared.acks.len() > 0 {
             let Err(error) = self.flush_acks() else { continue };
+            if !error.is_retryable() {
+                // Refused for good; the rest can be tidied up all the same.
+                self.shared.counters.note_error(&error);
+                break;
+            }
             self.note_failure(&error);
             let pause = self.next_attempt.saturating_duration_since(Instant::now());
-            if !error.is_retryable() || pause >= limit.left() {
+            if pause >= limit.left() {
                 return;
             }
             if self.shared.keeper_interrupter.wait(pause) {
@@ -295,28 +410,30 @@ impl Keeper {
             }
         }
         if let Err(error) = self.tidy_up(not_handed_out) {
-            log::debug!("consumer {} did not end tidily: {}", self.shared.member.consumer, with_causes(&error));
+            log::debug!("consumer {} did not end tidily: {}", self.shared.key.consumer, with_causes(&error));
         }
     }
 
-    fn tidy_up(&mut self, not_handed_out: &[EntryId]) -> Result<()> {
-        let (member, claim_idle) = (self.shared.member.clone(), self.shared.input.claim_idle);
-        for ids in not_handed_out.chunks(LEASES_AT_ONCE) {
-            self.with_connection(|connection| commands::set_idle(connection, &member, claim_idle, ids))?;
+    /// What nobody has asked for goes back as it came: for anyone to take, and without the hand-out that was marked.
+    fn tidy_up(&mut self, not_handed_out: &[Receipt]) -> Result<()> {
+        let (key, claim_idle) = (self.shared.key.clone(), self.shared.input.claim_idle);
+        for receipts in not_handed_out.chunks(MOST_LEASES) {
+            let given_back: Vec<_> = receipts
+                .iter()
+                .filter(|receipt| self.shared.in_flight.is_current(receipt))
+                .map(|receipt| GivenBack {
+                    id: receipt.id,
+                    deliveries: receipt.deliveries,
+                    counted: receipt.deliveries.saturating_sub(1),
+                })
+                .collect();
+            if !given_back.is_empty() {
+                self.with_connection(|connection| commands::give_back(connection, &key, claim_idle, &given_back))?;
+            }
         }
         if self.shared.settings.generated_name {
-            self.with_connection(|connection| commands::delete_consumer_without_pending(connection, &member))?;
+            self.with_connection(|connection| commands::delete_consumer_without_pending(connection, &key))?;
         }
         Ok(())
     }
-}
-
-/// How long the keeper waits for the server: a connection that hangs must be given up while the leases still hold.
-fn patience(shared: &Shared) -> Duration {
-    (shared.input.claim_idle / 6).max(Duration::from_millis(500))
-}
-
-/// Leases older than a third of `claim_idle` are renewed, twice as often, so that none grows older than a half.
-fn lease_interval(shared: &Shared) -> Duration {
-    (shared.input.claim_idle / 6).max(Duration::from_millis(1))
 }

@@ -1,6 +1,6 @@
 //! Notices entries that a length limit or a deletion took away before anyone in the group saw them.
 
-use crate::commands::StreamPosition;
+use crate::commands::StreamProgress;
 use crate::entry::EntryId;
 
 /// Compares what the server tells from time to time. It needs the counters that Redis has since 7.0.
@@ -17,14 +17,14 @@ pub(super) struct LossWatch {
 
 impl LossWatch {
     /// How many entries were missed since the last look.
-    pub(super) fn look(&mut self, now: &StreamPosition) -> u64 {
+    pub(super) fn look(&mut self, now: &StreamProgress) -> u64 {
         let removed = now.entries_added.saturating_sub(now.length);
         let by_counters = self.missed_by_counters(now);
         let by_deletion = self.missed_by_deletion(now, removed);
         by_counters.max(by_deletion)
     }
 
-    fn missed_by_counters(&mut self, now: &StreamPosition) -> u64 {
+    fn missed_by_counters(&mut self, now: &StreamProgress) -> u64 {
         if now.length == now.entries_added {
             // Nothing was ever removed.
             self.shown = Some(0);
@@ -41,7 +41,7 @@ impl LossWatch {
     }
 
     /// An id was deleted that lies ahead of what the group has read.
-    fn missed_by_deletion(&mut self, now: &StreamPosition, removed: u64) -> u64 {
+    fn missed_by_deletion(&mut self, now: &StreamProgress, removed: u64) -> u64 {
         let before = self.deleted.replace((now.max_deleted, removed));
         match before {
             Some((max_deleted, removed_before)) if now.max_deleted > max_deleted.max(now.last_delivered) => {
@@ -66,8 +66,8 @@ mod tests {
     }
 
     /// A stream with entries `first..=last`, of which the group has read those up to `delivered`.
-    fn position(first: u64, last: u64, delivered: u64, read: Option<u64>) -> StreamPosition {
-        StreamPosition {
+    fn position(first: u64, last: u64, delivered: u64, read: Option<u64>) -> StreamProgress {
+        StreamProgress {
             length: last + 1 - first,
             first_id: (last >= first).then(|| id(first)),
             last_id: id(last),

@@ -1,50 +1,82 @@
 //! The reader: one thread with its own connection, which turns the server's replies into deliveries in the channel.
 
-mod known;
+mod queue;
+mod redelivery;
+mod watched;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError};
+use crossbeam_channel::Sender;
 
+use super::acks::MOST_ACKS;
 use super::options::OnGroupLoss;
+use super::request_size::RequestSize;
 use super::shared::Shared;
-use crate::commands;
+use crate::commands::{self, Candidate};
 use crate::connection::Connection;
-use crate::delivery::{Delivery, Settle};
-use crate::endpoint::{Member, StartId};
+use crate::delivery::{Delivery, Receipt, Settle};
+use crate::endpoint::{ConsumerKey, StartId};
 use crate::entry::{Entry, EntryId, Received};
 use crate::error::{Error, Result, with_causes};
 use crate::signal::lock;
 use crate::stream::{StreamInfo, next_block, stream_info};
+use queue::Queue;
+use redelivery::OwnPending;
+use watched::WatchedConnection;
 
-/// With so many acknowledgements waiting to be confirmed, nothing more is read.
+/// With this many acknowledgements waiting to be confirmed, nothing more is read.
 const MOST_UNCONFIRMED: usize = 64 * 1024;
 /// The server's clock for blocked clients ticks ten times a second; a shorter wait would only cost requests.
 const SHORTEST_BLOCK: Duration = Duration::from_millis(100);
+/// How much longer than it was told the server may hold a blocked read.
+const BLOCK_SLACK: Duration = Duration::from_millis(500);
+/// How long to wait for a handler before looking again. Iterators tell when they take something; who takes from a receiver
+/// tells nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub(super) struct Reader {
     shared: Arc<Shared>,
     settler: Arc<dyn Settle>,
-    channel: Sender<Result<Delivery>>,
-    /// The greatest id it has seen; a lost group is created anew behind it.
+    queue: Queue,
+    /// The greatest id it has seen; a lost group is created again behind it.
     last_seen: Option<EntryId>,
-    /// A request for entries is under way while others are handed over: the acknowledgements that went along with it.
-    ahead: Option<Vec<EntryId>>,
-    next_claim: Instant,
-    /// Where the search for claimable entries goes on.
-    claim_from: EntryId,
-    /// The last step was a claim: a long pending list is searched in turn with reading what is new.
-    just_claimed: bool,
+    /// How many entries the next request asks for.
+    size: RequestSize,
+    /// How many the last one asked for, and when.
+    asked: usize,
+    asked_at: Instant,
+    /// A request for entries is under way while others are enqueued: the acknowledgements that went along with it.
+    prefetched_acks: Option<Vec<Receipt>>,
+    own_pending: OwnPending,
+    /// Entries whose next hand-out is the last one permitted: pending at the server, and not this consumer's yet.
+    last_chances: VecDeque<Candidate>,
+    /// The last step was a redelivery: a long pending list is searched in turn with reading what is new.
+    just_redelivered: bool,
     /// It was told that reading waits for acknowledgements.
-    told_full: bool,
-    /// What could not be handed over any more.
-    in_hand: Vec<EntryId>,
-    /// So many attempts have failed in a row: the server is out of reach, or the group keeps vanishing.
+    warned_backpressure: bool,
+    /// It was told that the dead letter stream takes nothing.
+    warned_dead_letters: bool,
+    /// What could not be enqueued any more.
+    not_enqueued: Vec<Receipt>,
+    /// This many attempts have failed in a row: the server is out of reach, or the group keeps vanishing.
     failures: u32,
     /// The server is out of reach, and that was told.
     outage: bool,
+    /// The connection that reads, or the last one that did.
+    connected: Option<Connected>,
+    /// A read on a connection that was lost may still be waiting at the server until then; what it takes is pending
+    /// for this consumer, and read then.
+    reread_at: Option<Instant>,
+}
+
+/// Where a reading connection can be found at the server.
+struct Connected {
+    run_id: Option<Box<str>>,
+    client_id: Option<u64>,
+    /// Its last read is over by then, whatever became of the connection.
+    read_ends: Instant,
 }
 
 /// Why the reader stops without an error.
@@ -54,49 +86,61 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>, last_seen: Option<EntryId>) -> Reader {
         Reader {
             settler: Arc::clone(&shared) as Arc<dyn Settle>,
+            size: RequestSize::new(shared.settings.batch),
             shared,
-            channel,
+            queue: Queue::new(channel),
             last_seen,
-            ahead: None,
-            next_claim: Instant::now(),
-            claim_from: EntryId::MIN,
-            just_claimed: false,
-            told_full: false,
-            in_hand: Vec::new(),
+            asked: 0,
+            asked_at: Instant::now(),
+            prefetched_acks: None,
+            own_pending: OwnPending::default(),
+            last_chances: VecDeque::new(),
+            just_redelivered: false,
+            warned_backpressure: false,
+            warned_dead_letters: false,
+            not_enqueued: Vec::new(),
             failures: 0,
             outage: false,
+            connected: None,
+            reread_at: None,
         }
     }
 
     /// Reads until told to stop, or until an error that no reconnect mends, which is the last thing in the channel.
-    /// Returns what it had in hand when nobody wanted more.
-    pub(super) fn run(mut self, connection: Connection) -> Vec<EntryId> {
-        if let Err(error) = self.read_and_reconnect(connection) {
+    /// Returns what it could not enqueue.
+    pub(super) fn run(mut self, connection: Connection) -> Vec<Receipt> {
+        let read = self.read_and_reconnect(connection).map(|Stopped| ());
+        let failed = read.err().or_else(|| lock(&self.shared.failure).take());
+        if let Some(error) = failed {
             self.shared.counters.note_error(&error);
-            let _ = self.send(Err(error));
+            // Nobody is there to be told if this fails.
+            let _ = self.queue.send(Err(error), 0, || {});
         }
-        self.shared.reader.set_connection(None);
         self.shared.reader.ended.set();
-        self.in_hand
+        self.not_enqueued
     }
 
-    fn read_and_reconnect(&mut self, connection: Connection) -> Result<()> {
+    fn read_and_reconnect(&mut self, connection: Connection) -> Result<Stopped> {
         let mut connection = Some(connection);
         loop {
             let served = match connection.take() {
                 Some(connection) => self.serve(connection),
                 None => self.reconnect().and_then(|connection| self.serve(connection)),
             };
-            self.shared.reader.set_connection(None);
-            if let Some(acks) = self.ahead.take() {
+            if let Some(acks) = self.prefetched_acks.take() {
                 self.shared.acks.put_back(acks);
             }
             self.shared.acks.reader_is_away();
             match served {
-                Ok(Stopped) => return Ok(()),
-                Err(_) if self.shared.stopping.is_set() => return Ok(()),
+                Ok(Stopped) => return Ok(Stopped),
+                Err(_) if self.shared.stopping.is_set() => return Ok(Stopped),
                 Err(error) if !error.is_retryable() => return Err(error),
-                Err(error) => self.pause_after(&error),
+                Err(error) => {
+                    if error.is_timeout() || matches!(error, Error::ReplyTooLarge { .. }) {
+                        self.size.failed();
+                    }
+                    self.pause_after(&error);
+                }
             }
         }
     }
@@ -104,7 +148,7 @@ impl Reader {
     /// Tells of an outage once, and waits before the next attempt.
     fn pause_after(&mut self, error: &Error) {
         self.shared.counters.note_error(error);
-        let consumer = &self.shared.member.consumer;
+        let consumer = &self.shared.key.consumer;
         if !std::mem::replace(&mut self.outage, true) {
             log::warn!("consumer {consumer} lost the server and tries to reach it again: {}", with_causes(error));
         } else {
@@ -128,38 +172,15 @@ impl Reader {
     }
 
     /// Reads on one connection: first what is pending for this consumer already, then what comes.
-    fn serve(&mut self, mut connection: Connection) -> Result<Stopped> {
-        self.shared.reader.set_connection(Some(&connection));
-        let mut own_pending_done = false;
+    fn serve(&mut self, connection: Connection) -> Result<Stopped> {
+        let mut connection = WatchedConnection::new(connection, Arc::clone(&self.shared));
+        self.begin(&mut connection)?;
         loop {
             // A reply that is under way holds entries, which are taken even when it is time to stop.
-            if self.shared.stopping.is_set() && self.ahead.is_none() {
+            if self.shared.stopping.is_set() && self.prefetched_acks.is_none() {
                 return Ok(Stopped);
             }
-            if self.ahead.is_none() && self.shared.acks.len() > MOST_UNCONFIRMED {
-                // The server does not take acknowledgements, and each entry that is read makes it one more.
-                if !std::mem::replace(&mut self.told_full, true) {
-                    log::warn!(
-                        "consumer {} reads no more until acknowledgements are confirmed",
-                        self.shared.member.consumer
-                    );
-                }
-                self.shared.acks.reader_is_away();
-                self.shared.stopping.wait(self.shared.settings.backoff.first);
-                continue;
-            }
-            self.told_full = false;
-            let step = if !own_pending_done {
-                self.read_own_pending(&mut connection).inspect(|_| own_pending_done = true)
-            } else if self.ahead.is_none() && self.claim_is_due() && !self.just_claimed {
-                self.just_claimed = true;
-                self.claim(&mut connection).inspect(|_| self.server_is_back())
-            } else {
-                self.just_claimed = false;
-                self.read_new(&mut connection).inspect(|_| self.server_is_back())
-            };
-            match step {
-                // Looking at what is pending proves nothing: a replica answers that too.
+            match self.step(&mut connection) {
                 Ok(()) => {}
                 Err(error) if connection.is_broken() => return Err(error),
                 Err(error) if error.is_group_missing() => self.group_lost(&mut connection, error)?,
@@ -169,47 +190,167 @@ impl Reader {
         }
     }
 
+    /// What comes before the first read on a connection: the end of the last read on the one before, and a sign of life for
+    /// what is held here, so that nobody claims it, this consumer included.
+    fn begin(&mut self, connection: &mut WatchedConnection) -> Result<()> {
+        let run_id = connection.ask(commands::run_id)?;
+        if let Some(lost) = &self.connected {
+            let surely_over = match (&lost.run_id, &run_id, lost.client_id) {
+                // Another server, or another run of it: client ids begin again.
+                (Some(before), Some(now), _) if before != now => true,
+                (Some(_), Some(_), Some(client)) => connection.ask(|server| commands::end_client(server, client))?,
+                _ => false,
+            };
+            if !surely_over && lost.read_ends > Instant::now() {
+                self.reread_at = Some(lost.read_ends);
+            }
+        }
+        self.connected = Some(Connected { run_id, client_id: connection.id(), read_ends: Instant::now() });
+        let shared = Arc::clone(&self.shared);
+        super::leases::renew(&shared, Duration::ZERO, usize::MAX, |ids| {
+            connection.ask(|server| commands::keep(server, &shared.key, ids))
+        })?;
+        self.own_pending.begin_again();
+        Ok(())
+    }
+
+    /// Does what is next.
+    fn step(&mut self, connection: &mut WatchedConnection) -> Result<()> {
+        if self.prefetched_acks.is_some() {
+            return self.read_new(connection).inspect(|()| self.server_is_back());
+        }
+        if self.waits_for_acks() {
+            return Ok(());
+        }
+        if !self.own_pending.is_done() {
+            // Looking at what is pending proves nothing: a replica answers that too.
+            return self.read_own_pending(connection);
+        }
+        let was_redelivery = std::mem::take(&mut self.just_redelivered);
+        if !was_redelivery && self.shared.claimable.is_any() {
+            self.just_redelivered = true;
+            return self.claim(connection).inspect(|()| self.server_is_back());
+        }
+        if self.waits_for_lost_read() || self.offer_last_chance(connection)? || self.waits_for_room() {
+            return Ok(());
+        }
+        self.read_new(connection).inspect(|()| self.server_is_back())
+    }
+
     fn server_is_back(&mut self) {
         *lock(&self.shared.counters.last_read) = Some(Instant::now());
         if std::mem::take(&mut self.outage) {
-            log::info!("consumer {} reads again after {} attempts", self.shared.member.consumer, self.failures);
+            log::info!("consumer {} reads again after {} attempts", self.shared.key.consumer, self.failures);
         }
         self.failures = 0;
     }
 
+    /// The server does not take acknowledgements, and each entry that is read makes it one more.
+    fn waits_for_acks(&mut self) -> bool {
+        let waits = self.shared.acks.len() > MOST_UNCONFIRMED;
+        if waits {
+            if !std::mem::replace(&mut self.warned_backpressure, true) {
+                let consumer = &self.shared.key.consumer;
+                log::warn!("consumer {consumer} reads no more until acknowledgements are confirmed");
+            }
+            self.shared.acks.reader_is_away();
+            self.shared.stopping.wait(self.shared.settings.backoff.first);
+        } else {
+            self.warned_backpressure = false;
+        }
+        waits
+    }
+
+    /// As long as a read may be under way on a connection that was lost, a new one would leave to it what comes.
+    fn waits_for_lost_read(&mut self) -> bool {
+        let Some(over) = self.reread_at else { return false };
+        let left = over.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.reread_at = None;
+            self.own_pending.begin_again();
+        } else {
+            self.shared.acks.reader_is_away();
+            let claimable = &self.shared.claimable;
+            self.shared.wait_for_handlers(left, || claimable.is_any());
+        }
+        true
+    }
+
+    /// The channel holds as many bytes as it may. Waits a moment for a handler to take some.
+    fn waits_for_room(&mut self) -> bool {
+        let most = self.shared.settings.prefetch_bytes;
+        if self.queue.bytes() < most {
+            return false;
+        }
+        self.shared.acks.reader_is_away();
+        let queue = &mut self.queue;
+        !self.shared.wait_for_handlers(LOOK_AGAIN, || queue.bytes() < most)
+    }
+
     /// Waits for new entries. Acknowledgements that are queued go along; and when a batch comes back full and there is room
-    /// for it in the channel, the next request is sent before it is handed over.
-    fn read_new(&mut self, connection: &mut Connection) -> Result<()> {
+    /// for it in the channel, the next request is sent before it is enqueued.
+    fn read_new(&mut self, connection: &mut WatchedConnection) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let acks = match self.ahead.take() {
-            Some(acks) => acks,
-            None => self.request(connection, self.block())?,
-        };
-        let Received { mut entries, gone } = shared.reader.waiting(|| receive(connection, &shared, acks))?;
+        if self.only_last_chances() && !self.may_offer_last_chance() {
+            return Ok(());
+        }
+        let reply = connection.ask(|server| {
+            let acks = match self.prefetched_acks.take() {
+                Some(acks) => acks,
+                // From here on who wants to wake the reader knows that it is asleep.
+                None if shared.stopping.is_set() || shared.claimable.is_any() => return Ok(None),
+                None => self.request(server, self.block())?,
+            };
+            receive(server, &shared, acks).map(Some)
+        });
+        let Some(Received { entries, deleted }) = reply? else { return Ok(()) };
+        let bytes = self.note_answer(&entries);
         if let Some((entry, _)) = entries.last() {
             self.last_seen = self.last_seen.max(Some(entry.id()));
         }
-        let full = entries.len() == shared.settings.batch;
-        shared.in_flight.admit(&mut entries);
-        let mut prepared = self.acknowledge_gone(connection, &gone);
-        let room = shared.settings.prefetch.saturating_sub(self.channel.len());
-        let wants_more = full && room >= entries.len() && !self.claim_is_due() && !shared.stopping.is_set();
-        if wants_more && prepared.is_ok() {
-            prepared = self.request(connection, None).map(|acks| self.ahead = Some(acks));
+        let full = entries.len() == self.asked;
+        let admission = shared.in_flight.admit_new(&entries);
+        let mut prepared = self.acknowledge_deleted(connection, &deleted);
+        if !admission.replaced.is_empty() && prepared.is_ok() {
+            prepared = self.begin_new_incarnation(connection, &admission.replaced);
         }
-        // They are held from now on, so nothing would bring them again if they were not handed over.
-        self.hand_over(entries);
+        if full && prepared.is_ok() && self.has_room_for_more(entries.len(), bytes) {
+            prepared =
+                connection.ask(|server| self.request(server, None)).map(|acks| self.prefetched_acks = Some(acks));
+        }
+        // They are held from now on, so nothing would bring them again if they were not enqueued.
+        self.enqueue(entries, admission.generation);
         prepared
     }
 
+    /// Whether a second request may be under way while these entries are enqueued.
+    fn has_room_for_more(&mut self, entries: usize, bytes: usize) -> bool {
+        let settings = &self.shared.settings;
+        let room = settings.prefetch.saturating_sub(self.queue.len());
+        let bytes = self.queue.bytes().saturating_add(bytes).saturating_add(self.size.bytes_of(self.size.now()));
+        room >= entries
+            && bytes <= settings.prefetch_bytes
+            && !self.only_last_chances()
+            && self.last_chances.is_empty()
+            && !self.shared.claimable.is_any()
+            && !self.shared.stopping.is_set()
+    }
+
     /// Sends a request for new entries, and acknowledgements along with it.
-    fn request(&self, connection: &mut Connection, block: Option<Duration>) -> Result<Vec<EntryId>> {
-        let shared = &self.shared;
-        let acks = shared.acks.take_along(block.is_some());
-        let sent = shared.reader.waiting(|| {
-            commands::send_read(connection, &shared.member, &acks, shared.settings.batch, block, shared.input.ttl)
-        });
-        match sent {
+    fn request(&mut self, connection: &mut Connection, block: Option<Duration>) -> Result<Vec<Receipt>> {
+        let shared = Arc::clone(&self.shared);
+        let room = shared.settings.prefetch_bytes.saturating_sub(self.queue.bytes());
+        self.asked = if self.only_last_chances() { 1 } else { self.size.within(room) };
+        self.asked_at = Instant::now();
+        let most_acks = if self.size.is_smallest() { self.size.now() } else { MOST_ACKS };
+        let mut acks = shared.acks.take_along(most_acks, block.is_some());
+        let done = shared.in_flight.retain_pending(&mut acks);
+        shared.confirm(&done);
+        if let (Some(connected), Some(block)) = (&mut self.connected, block) {
+            connected.read_ends = self.asked_at + block + BLOCK_SLACK;
+        }
+        let ids = acks.iter().map(|receipt| receipt.id);
+        match commands::send_read(connection, &shared.key, ids, self.asked, block, shared.input.ttl) {
             Ok(()) => Ok(acks),
             Err(error) => {
                 shared.acks.put_back(acks);
@@ -218,57 +359,71 @@ impl Reader {
         }
     }
 
-    /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known, or
-    /// because there is more to claim.
+    /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known.
     fn block(&self) -> Option<Duration> {
-        if self.outage || self.claim_is_due() {
+        if self.outage {
             return None;
         }
         let input = &self.shared.input;
         let mut longest = input.wait_timeout.max(SHORTEST_BLOCK);
-        if self.shared.settings.claim {
-            longest = longest.min(self.next_claim.saturating_duration_since(Instant::now()));
+        if !self.last_chances.is_empty() {
+            longest = SHORTEST_BLOCK;
+        } else if self.shared.settings.claim && !self.shared.reader.can_be_woken() {
+            longest = longest.min(self.shared.claim_interval());
         }
         Some(next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK))
     }
 
+    /// What the reply to a sized request tells about the next; its bytes.
+    fn note_answer(&mut self, entries: &[(Entry, u64)]) -> usize {
+        let bytes = entries.iter().map(|(entry, _)| entry.size()).sum();
+        let limit = self.shared.connector().params().socket_timeout;
+        self.size.answered(entries.len(), bytes, self.asked_at.elapsed(), limit);
+        bytes
+    }
+
     /// Puts deliveries into the channel, waiting for room.
-    fn hand_over(&mut self, entries: Vec<(Entry, u64)>) {
+    fn enqueue(&mut self, entries: Vec<(Entry, u64)>, generation: u64) {
         for (entry, deliveries) in entries {
-            let id = entry.id();
-            match self.send(Ok(Delivery::new(entry, deliveries, Arc::clone(&self.settler)))) {
+            let size = entry.size();
+            if self.shared.is_last_chance(deliveries) {
+                self.shared.in_flight.begin_last_chance(entry.id(), generation);
+            }
+            let delivery = Delivery::new(entry, deliveries, generation, Arc::clone(&self.settler));
+            let receipt = delivery.receipt();
+            let acks = &self.shared.acks;
+            match self.queue.send(Ok(delivery), size, || acks.reader_is_away()) {
                 Ok(()) => self.shared.counters.received.add(1),
-                Err(Stopped) => self.in_hand.push(id),
+                Err(Stopped) => self.not_enqueued.push(receipt),
             }
         }
     }
 
-    fn send(&self, item: Result<Delivery>) -> Result<(), Stopped> {
-        let Some(item) = self.try_send(item)? else { return Ok(()) };
-        // Let the handlers run before lying down: each place they make would wake this thread for a single entry, and where
-        // there is one core for both, it would run at once and lie down again.
-        thread::yield_now();
-        let Some(item) = self.try_send(item)? else { return Ok(()) };
-        self.shared.acks.reader_is_away();
-        self.channel.send(item).map_err(|_| Stopped)
-    }
-
-    /// Gives the item back when the channel is full.
-    fn try_send(&self, item: Result<Delivery>) -> Result<Option<Result<Delivery>>, Stopped> {
-        match self.channel.try_send(item) {
-            Ok(()) => Ok(None),
-            Err(TrySendError::Full(item)) => Ok(Some(item)),
-            Err(TrySendError::Disconnected(_)) => Err(Stopped),
-        }
+    /// The server has delivered ids as new that are held here: the stream was deleted and made again. What was held is
+    /// void, and an acknowledgement of it that was under way may have hit the new entries.
+    fn begin_new_incarnation(&mut self, connection: &mut WatchedConnection, replaced: &[EntryId]) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        log::warn!(
+            "stream {} was deleted and made again with the same ids: {} deliveries of the old one are void",
+            shared.key.stream_id,
+            replaced.len(),
+        );
+        // Nobody acknowledges before this is settled, and what is under way is awaited.
+        let _turn = shared.acks_stand_still();
+        connection.ask(|server| commands::make_pending(server, &shared.key, replaced))
     }
 
     /// The stream or the group is gone.
-    fn group_lost(&mut self, connection: &mut Connection, error: Error) -> Result<()> {
+    fn group_lost(&mut self, connection: &mut WatchedConnection, error: Error) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         shared.counters.note_error(&error);
         if shared.settings.on_group_loss == OnGroupLoss::Fail {
             return Err(error);
         }
+        shared.in_flight.note_group_loss();
+        shared.claimable.clear();
+        self.last_chances.clear();
+        self.own_pending.forget();
         // A group that vanishes again and again must not make a hot loop.
         if self.failures > 0 {
             self.wait_before_next_attempt();
@@ -276,21 +431,21 @@ impl Reader {
             self.failures = 1;
         }
         let start = self.start_of_new_group(connection)?;
-        let created = shared.reader.waiting(|| commands::create_group(connection, &shared.input, start))?;
-        let member = &shared.member;
+        let created = connection.ask(|server| commands::create_group(server, &shared.input, start))?;
+        let key = &shared.key;
         if created {
             shared.counters.groups_recreated.add(1);
-            log::warn!("group {} of stream {} was gone and is created anew", member.group, member.stream_id);
+            log::warn!("group {} of stream {} was gone and is created anew", key.group, key.stream_id);
         }
         Ok(())
     }
 
     /// Behind what was seen, if the stream still is the one in which it was seen: the ids of a stream only grow, and
     /// another stream holds nothing that was seen.
-    fn start_of_new_group(&mut self, connection: &mut Connection) -> Result<StartId> {
+    fn start_of_new_group(&mut self, connection: &mut WatchedConnection) -> Result<StartId> {
         let shared = Arc::clone(&self.shared);
         if let Some(seen) = self.last_seen {
-            let last_id = shared.reader.waiting(|| last_id(connection, &shared.member.stream_id))?;
+            let last_id = connection.ask(|server| last_id(server, &shared.key.stream_id))?;
             if last_id.is_some_and(|last_id| last_id < seen) {
                 self.last_seen = None;
                 return Ok(StartId::Beginning);
@@ -301,22 +456,24 @@ impl Reader {
 }
 
 /// Takes the replies to a request: to the acknowledgements that went along, and the entries.
-fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<EntryId>) -> Result<Received> {
+fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<Receipt>) -> Result<Received> {
     if !acks.is_empty() {
         // Before the entries, which may be long in coming.
         match commands::receive_acked(connection) {
             Ok(()) => shared.confirm(&acks),
-            Err(error) => {
+            Err(error) if connection.is_failed() => {
                 shared.acks.put_back(acks);
-                if connection.is_failed() {
-                    return Err(error);
-                }
+                return Err(error);
+            }
+            // The keeper tries them again, and tells if they are refused for good.
+            Err(error) => {
                 shared.counters.note_error(&error);
-                log::debug!("acknowledgements are put back: {error}");
+                shared.acks.set_refused(true);
+                shared.acks.put_back(acks);
             }
         }
     }
-    commands::receive_read(connection, &shared.member, shared.input.ttl)
+    commands::receive_read(connection, &shared.key, shared.input.ttl)
 }
 
 /// Redis 7.0 wakes a blocked reader with UNBLOCKED when the stream is deleted or replaced; other versions say NOGROUP or
@@ -327,29 +484,36 @@ fn is_woken(error: &Error) -> bool {
 
 /// Where a group stands; a group that is yet to be made with [`StartId::New`] will stand at the stream's end. `None`: the
 /// server does not tell this user.
-pub(super) fn last_delivered(connection: &mut Connection, member: &Member) -> Result<Option<EntryId>> {
+pub(super) fn last_delivered(connection: &mut Connection, key: &ConsumerKey) -> Result<Option<EntryId>> {
     let end = |info: StreamInfo| {
-        let group = info.groups.iter().find(|group| *group.name == *member.group);
+        let group = info.groups.iter().find(|group| *group.name == *key.group);
         group.map_or(info.last_id, |group| group.last_delivered_id)
     };
-    known(connection, &member.stream_id, end)
+    stream_property(connection, &key.stream_id, end)
 }
 
-/// The greatest id that a stream ever had. `None`: the server does not tell this user.
+/// The greatest id that a stream ever had, or if the server keeps that from this user, the greatest that it holds.
 fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
-    known(connection, stream_id, |info| info.last_id)
+    let told = stream_property(connection, stream_id, |info| info.last_id)?;
+    if told.is_some() {
+        return Ok(told);
+    }
+    match commands::last_entry_id(connection, stream_id) {
+        Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
+        last => last,
+    }
 }
 
-/// What can be read off a stream's properties; zero if there is no stream.
-fn known(
+/// What can be read off a stream's properties; zero if there is no stream. `None`: the server does not tell this user.
+fn stream_property(
     connection: &mut Connection,
     stream_id: &str,
     read_off: impl FnOnce(StreamInfo) -> EntryId,
 ) -> Result<Option<EntryId>> {
     match stream_info(connection, stream_id) {
         Ok(info) => Ok(Some(read_off(info))),
-        // "ERR no such key": all that will come is new.
-        Err(error) if error.code() == Some("ERR") => Ok(Some(EntryId::MIN)),
+        // All that will come is new.
+        Err(error) if error.is_key_missing() => Ok(Some(EntryId::MIN)),
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
         Err(error) => Err(error),
     }

@@ -1,17 +1,18 @@
 //! What a consumer's threads, deliveries and handles share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::acks::AckQueue;
+use super::claimable::Claimable;
 use super::in_flight::InFlight;
 use super::options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
-use crate::connection::{Connection, Connector};
-use crate::delivery::{OnDrop, PoolSettler, Settle, Settlement};
-use crate::endpoint::{Member, StreamInput, StreamOutput};
-use crate::entry::{Entry, EntryId};
+use crate::connection::Connector;
+use crate::delivery::{OnDrop, PoolSettler, Receipt, Settle, Settlement};
+use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
+use crate::entry::Entry;
 use crate::error::{Error, Result, with_causes};
 use crate::net::Interrupter;
 use crate::pool::StepPool;
@@ -19,11 +20,16 @@ use crate::signal::{Signal, lock};
 
 /// A reader that is told to stop and is still waiting for the server after this time is cut off.
 const PATIENCE: Duration = Duration::from_millis(40);
+/// How often to look for entries to claim at least, and at most.
+const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
+/// Nothing is waited for that long; it is waited for again.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// The builder's choices, checked.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) prefetch: usize,
+    pub(super) prefetch_bytes: usize,
     pub(super) batch: usize,
     pub(super) claim: bool,
     pub(super) max_deliveries: Option<u64>,
@@ -32,6 +38,8 @@ pub(super) struct Settings {
     pub(super) on_group_loss: OnGroupLoss,
     pub(super) backoff: Backoff,
     pub(super) close_timeout: Duration,
+    /// How long `spawn()` tries to reach a server that is down.
+    pub(super) wait_for_server: Duration,
     /// The name was generated, so nobody will come back under it.
     pub(super) generated_name: bool,
 }
@@ -40,40 +48,49 @@ pub(super) struct Settings {
 pub(super) struct Shared {
     pub(super) pool: StepPool,
     pub(super) input: StreamInput,
-    pub(super) member: Member,
+    pub(super) key: ConsumerKey,
     pub(super) settings: Settings,
     pub(super) acks: AckQueue,
     pub(super) in_flight: InFlight,
+    pub(super) claimable: Claimable,
+    pub(super) takers: Takers,
     pub(super) counters: Counters,
     pub(super) reader: ReaderControl,
     /// The loop is to end.
     pub(super) stopping: Signal,
     /// What close leaves to the keeper, which ends then: entries that nobody has asked for. They are offered to the other
     /// consumers at once.
-    pub(super) not_handed_out: OnceLock<Vec<EntryId>>,
+    pub(super) not_handed_out: OnceLock<Vec<Receipt>>,
+    /// An error that the keeper met and that ends the loop; the reader yields it.
+    pub(super) failure: Mutex<Option<Error>>,
     pub(super) keeper_ended: Signal,
     pub(super) keeper_interrupter: Interrupter,
     stopper: Mutex<Option<JoinHandle<()>>>,
     /// Renewing a lease and giving an entry back take turns: otherwise a renewal that is under way could undo the giving
     /// back.
     lease_turn: Mutex<()>,
+    /// Shared by those who acknowledge; alone for the reader while it finds out that ids mean other entries now.
+    ack_turn: RwLock<()>,
     through_pool: PoolSettler,
 }
 
 impl Shared {
-    pub(super) fn new(pool: StepPool, input: StreamInput, member: Member, settings: Settings) -> Shared {
+    pub(super) fn new(pool: StepPool, input: StreamInput, key: ConsumerKey, settings: Settings) -> Shared {
         let (max, delay) = match settings.ack_mode {
             AckMode::Queued { max, delay } => (max, delay),
             AckMode::Confirmed => (1, Duration::ZERO),
         };
         Shared {
-            through_pool: PoolSettler::new(pool.clone(), member.clone(), &input),
+            through_pool: PoolSettler::new(pool.clone(), key.clone(), &input),
             pool,
             input,
-            member,
+            key,
             settings,
             acks: AckQueue::new(max, delay),
             in_flight: InFlight::default(),
+            claimable: Claimable::default(),
+            takers: Takers::default(),
+            failure: Mutex::default(),
             counters: Counters::default(),
             reader: ReaderControl::new(),
             stopping: Signal::new(),
@@ -82,6 +99,7 @@ impl Shared {
             keeper_interrupter: Interrupter::new(),
             stopper: Mutex::default(),
             lease_turn: Mutex::default(),
+            ack_turn: RwLock::default(),
         }
     }
 
@@ -93,6 +111,46 @@ impl Shared {
         self.input.dead_letter.as_ref()
     }
 
+    /// How often an entry may be handed out, where there is a place for those that have had it.
+    pub(super) fn max_deliveries(&self) -> Option<u64> {
+        self.settings.max_deliveries.filter(|_| self.dead_letters().is_some())
+    }
+
+    /// Whether the hand-out with this number is the last one permitted.
+    pub(super) fn is_last_chance(&self, deliveries: u64) -> bool {
+        self.max_deliveries().is_some_and(|max| deliveries >= max)
+    }
+
+    pub(super) fn claim_interval(&self) -> Duration {
+        (self.input.claim_idle / 4).clamp(*CLAIM_INTERVAL.start(), *CLAIM_INTERVAL.end())
+    }
+
+    /// The reader waits until something is true that handlers bring about, at most for `limit`, or until it is to stop;
+    /// whether either has come.
+    pub(super) fn wait_for_handlers(&self, limit: Duration, is_true: impl FnMut() -> bool) -> bool {
+        self.takers.is_watched.store(true, Ordering::SeqCst);
+        let came = self.stopping.wait_or(limit, is_true);
+        self.takers.is_watched.store(false, Ordering::SeqCst);
+        came
+    }
+
+    /// A handler has taken something, waits for something, or is done with something.
+    pub(super) fn note_handler(&self) {
+        if self.takers.is_watched.load(Ordering::SeqCst) {
+            self.stopping.nudge();
+        }
+    }
+
+    /// Ends the loop with this error.
+    pub(super) fn fail(self: &Arc<Shared>, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.stop();
+    }
+
+    pub(super) fn is_reader_to_stop(&self) -> bool {
+        self.stopping.is_set() && !self.reader.ended.is_set()
+    }
+
     /// Tells the reader to stop. The keeper asks the server to unblock it, which loses nothing; a thread of its own sees to
     /// it that the reader ends even if the server does not answer.
     pub(super) fn stop(self: &Arc<Shared>) {
@@ -101,28 +159,32 @@ impl Shared {
         if !self.stopping.set() {
             return;
         }
+        self.reader.is_to_stop.store(true, Ordering::SeqCst);
         self.acks.call_keeper();
         let shared = Arc::clone(self);
         let started = std::thread::Builder::new().name("step-redis-stop".into()).spawn(move || shared.cut_off_reader());
         match started {
             Ok(thread) => *stopper = Some(thread),
             Err(error) => {
-                log::warn!("no thread to watch over the stop of {}: {error}", self.member.consumer);
+                log::warn!("no thread to watch over the stop of {}: {error}", self.key.consumer);
                 self.reader.interrupter.interrupt();
             }
         }
     }
 
     fn cut_off_reader(&self) {
-        while !self.reader.ended.wait(PATIENCE) {
-            if self.reader.waits_for_longer_than(PATIENCE) {
-                self.reader.interrupter.interrupt();
+        let reader = &self.reader;
+        while !reader.ended.is_set() {
+            // A reader that hands over what it has read may take its time. It tells when it waits for the server.
+            reader.ended.wait_or(LONG, || reader.is_waiting());
+            if !reader.ended.wait(PATIENCE) && reader.waits_for_longer_than(PATIENCE) {
+                reader.interrupter.interrupt();
             }
         }
     }
 
     /// Ends the keeper, once the reader has ended.
-    pub(super) fn end_keeper(&self, not_handed_out: Vec<EntryId>) {
+    pub(super) fn end_keeper(&self, not_handed_out: Vec<Receipt>) {
         // The first and only time that it is set.
         let _ = self.not_handed_out.set(not_handed_out);
         self.acks.call_keeper();
@@ -131,17 +193,26 @@ impl Shared {
     pub(super) fn join_stopper(&self) {
         let stopper = lock(&self.stopper).take();
         if stopper.is_some_and(|thread| thread.join().is_err()) {
-            log::error!("the thread that stops consumer {} panicked", self.member.consumer);
+            log::error!("the thread that stops consumer {} panicked", self.key.consumer);
         }
     }
 
     /// These acknowledgements are confirmed.
-    pub(super) fn confirm(&self, ids: &[EntryId]) {
-        if ids.is_empty() {
-            return;
+    pub(super) fn confirm(&self, acks: &[Receipt]) {
+        if !acks.is_empty() {
+            let confirmed = self.in_flight.remove(acks);
+            self.counters.acked.add(confirmed as u64);
         }
-        self.in_flight.remove(ids);
-        self.counters.acked.add(ids.len() as u64);
+    }
+
+    /// An acknowledgement is under way as long as this is held.
+    pub(super) fn acks_under_way(&self) -> RwLockReadGuard<'_, ()> {
+        self.ack_turn.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No acknowledgement is under way, except for the reader's own, and none begins as long as this is held.
+    pub(super) fn acks_stand_still(&self) -> RwLockWriteGuard<'_, ()> {
+        self.ack_turn.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews leases while nobody gives entries back.
@@ -175,51 +246,110 @@ impl Shared {
 
 impl Settle for Shared {
     fn stream_id(&self) -> &str {
-        &self.member.stream_id
+        &self.key.stream_id
     }
 
-    fn settle(&self, entry: &Entry, deliveries: u64, settlement: Settlement<'_>) -> Result<()> {
-        let id = entry.id();
-        match settlement {
-            Settlement::Ack => self.ack_batch(&[id])?,
-            Settlement::Release | Settlement::RetryAfter(_) => {
-                self.take_lease_turn(|| self.in_flight.park(id));
-                self.through_pool.settle(entry, deliveries, settlement)?;
-                self.counters.released.add(1);
-            }
-            Settlement::DeadLetter(_) => {
-                if let Err(error) = self.through_pool.settle(entry, deliveries, settlement) {
-                    self.in_flight.park(id);
-                    return Err(error);
-                }
-                self.in_flight.remove(&[id]);
-                self.counters.dead_lettered.add(1);
-            }
-            Settlement::Leave => self.in_flight.park(id),
+    fn settle(&self, receipt: Receipt, entry: &Entry, settlement: Settlement<'_>) -> Result<()> {
+        if matches!(settlement, Settlement::Ack) {
+            return self.ack_batch(&[receipt]);
         }
-        Ok(())
+        if !self.in_flight.is_current(&receipt) {
+            // Another consumer has it, or another delivery is meant by its id.
+            return Ok(());
+        }
+        let settled = match settlement {
+            Settlement::Ack | Settlement::Leave => {
+                self.in_flight.park(&receipt);
+                Ok(())
+            }
+            Settlement::Release | Settlement::RetryAfter(_) => {
+                self.take_lease_turn(|| self.in_flight.park(&receipt));
+                let given_back = self.through_pool.carry_out(receipt, entry, settlement);
+                given_back.map(|moved| self.counters.released.add(u64::from(moved)))
+            }
+            Settlement::DeadLetter(_) => match self.through_pool.carry_out(receipt, entry, settlement) {
+                Ok(moved) => {
+                    self.in_flight.remove(&[receipt]);
+                    self.counters.dead_lettered.add(u64::from(moved));
+                    Ok(())
+                }
+                Err(error) => {
+                    self.in_flight.park(&receipt);
+                    Err(error)
+                }
+            },
+        };
+        self.note_handler();
+        settled
     }
 
-    fn shares_group_with(&self, _: &StepPool, _: &Member) -> bool {
+    fn shares_group_with(&self, _: &StepPool, _: &ConsumerKey) -> bool {
         // It is to be known here, too.
         false
     }
 
-    fn ack_batch(&self, ids: &[EntryId]) -> Result<()> {
-        if matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(ids) {
+    fn ack_batch(&self, receipts: &[Receipt]) -> Result<()> {
+        let queued = matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(receipts);
+        let acked = if queued { Ok(()) } else { self.ack_through_pool(receipts) };
+        if receipts.iter().any(|receipt| self.is_last_chance(receipt.deliveries)) {
+            receipts.iter().for_each(|receipt| self.in_flight.finish_last_chance(receipt));
+            self.note_handler();
+        }
+        acked
+    }
+}
+
+impl Shared {
+    /// The consumer is closed, or each acknowledgement is to be confirmed.
+    fn ack_through_pool(&self, receipts: &[Receipt]) -> Result<()> {
+        let _turn = self.acks_under_way();
+        let mut acks = receipts.to_vec();
+        let done = self.in_flight.retain_pending(&mut acks);
+        self.confirm(&done);
+        if acks.is_empty() {
             return Ok(());
         }
-        // The consumer is closed, or each acknowledgement is to be confirmed.
-        match self.through_pool.ack_batch(ids) {
+        match self.through_pool.ack_batch(&acks) {
             Ok(()) => {
-                self.confirm(ids);
+                self.confirm(&acks);
                 Ok(())
             }
             Err(error) => {
-                ids.iter().for_each(|id| self.in_flight.park(*id));
+                acks.iter().for_each(|receipt| self.in_flight.park(receipt));
                 Err(error)
             }
         }
+    }
+}
+
+/// Who waits for a delivery in an iterator, and whether the reader wants to know what handlers do.
+#[derive(Debug, Default)]
+pub(super) struct Takers {
+    waiting: AtomicUsize,
+    is_watched: AtomicBool,
+}
+
+impl Takers {
+    /// Whether somebody waits for a delivery, who will take the next one at once.
+    pub(super) fn is_any_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// Somebody waits for a delivery, until this is dropped.
+pub(super) struct WaitingTaker<'a>(&'a Shared);
+
+impl<'a> WaitingTaker<'a> {
+    pub(super) fn new(shared: &'a Shared) -> WaitingTaker<'a> {
+        shared.takers.waiting.fetch_add(1, Ordering::SeqCst);
+        shared.note_handler();
+        WaitingTaker(shared)
+    }
+}
+
+impl Drop for WaitingTaker<'_> {
+    fn drop(&mut self) {
+        self.0.takers.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -233,6 +363,10 @@ pub(super) struct ReaderControl {
     /// Milliseconds from `birth` to when it began to wait for the server, plus 1; 0: it does not wait.
     waiting_since: AtomicU64,
     birth: Instant,
+    /// Whoever watches over its end wants to know when it waits.
+    is_to_stop: AtomicBool,
+    /// The server does not unblock it.
+    cannot_be_woken: AtomicBool,
 }
 
 impl ReaderControl {
@@ -243,30 +377,47 @@ impl ReaderControl {
             client_id: AtomicU64::new(0),
             waiting_since: AtomicU64::new(0),
             birth: Instant::now(),
+            is_to_stop: AtomicBool::new(false),
+            cannot_be_woken: AtomicBool::new(false),
         }
     }
 
     /// Runs something that waits for the server.
     pub(super) fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
-        self.waiting_since.store(self.now() + 1, Ordering::Release);
+        self.waiting_since.store(self.now() + 1, Ordering::SeqCst);
+        if self.is_to_stop.load(Ordering::SeqCst) {
+            self.ended.nudge();
+        }
         let result = wait();
-        self.waiting_since.store(0, Ordering::Release);
+        self.waiting_since.store(0, Ordering::SeqCst);
         result
     }
 
-    pub(super) fn set_connection(&self, connection: Option<&Connection>) {
-        let id = connection.and_then(Connection::id).unwrap_or(0);
-        self.client_id.store(id, Ordering::Release);
+    fn is_waiting(&self) -> bool {
+        self.waiting_since.load(Ordering::SeqCst) != 0
+    }
+
+    pub(super) fn set_client_id(&self, id: Option<u64>) {
+        self.client_id.store(id.unwrap_or(0), Ordering::SeqCst);
+    }
+
+    /// The server has refused to unblock it.
+    pub(super) fn cannot_be_woken(&self) {
+        self.cannot_be_woken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a blocked read can be ended by the keeper.
+    pub(super) fn can_be_woken(&self) -> bool {
+        self.client_id.load(Ordering::SeqCst) != 0 && !self.cannot_be_woken.load(Ordering::Relaxed)
     }
 
     /// The connection to unblock, if the reader is waiting on one.
     pub(super) fn blocked_client(&self) -> Option<u64> {
-        let waits = self.waiting_since.load(Ordering::Acquire) != 0;
-        Some(self.client_id.load(Ordering::Acquire)).filter(|id| waits && *id != 0)
+        Some(self.client_id.load(Ordering::SeqCst)).filter(|id| self.is_waiting() && *id != 0)
     }
 
     fn waits_for_longer_than(&self, patience: Duration) -> bool {
-        match self.waiting_since.load(Ordering::Acquire) {
+        match self.waiting_since.load(Ordering::SeqCst) {
             0 => false,
             since => u128::from(self.now().saturating_sub(since - 1)) + 1 >= patience.as_millis(),
         }
@@ -307,7 +458,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -9,7 +9,7 @@ pub(crate) struct Received {
     /// The entries, each with the number of its deliveries: this is the first.
     pub(crate) entries: Vec<(Entry, u64)>,
     /// Pending entries whose content was trimmed or deleted.
-    pub(crate) gone: Vec<EntryId>,
+    pub(crate) deleted: Vec<EntryId>,
 }
 
 /// The reply of `XAUTOCLAIM`.
@@ -19,18 +19,18 @@ pub(crate) struct Claimed {
     pub(crate) next: EntryId,
     pub(crate) entries: Vec<Entry>,
     /// Pending entries whose content is gone. Servers from 7.0 have already taken them off the pending list.
-    pub(crate) gone: Vec<EntryId>,
+    pub(crate) deleted: Vec<EntryId>,
     /// Before 7.0, an entry whose content is gone shows as a hole without an id, and stays pending.
-    pub(crate) holes: usize,
+    pub(crate) deleted_unnamed: usize,
 }
 
 /// One element of a list of entries.
 enum Element {
     Entry(Entry),
     /// The entry is pending, but its content was trimmed or deleted.
-    Gone(EntryId),
+    Deleted(EntryId),
     /// Before Redis 7.0, what is left of an entry whose content is gone.
-    Hole,
+    DeletedUnnamed,
 }
 
 /// Decodes the reply of `XREADGROUP` for one stream: an array of pairs in RESP2, a map in RESP3, null when nothing came.
@@ -54,13 +54,13 @@ pub(crate) fn received(reply: &mut Cursor<'_>) -> Result<Received, Malformed> {
             reply.bytes()?;
             let count = reply.array()?.unwrap_or_default();
             // A complete reply really holds this many entries, so the capacity is not the peer's to choose.
-            let mut received = Received { entries: Vec::with_capacity(count), gone: Vec::new() };
+            let mut received = Received { entries: Vec::with_capacity(count), deleted: Vec::new() };
             let mut packer = FieldPacker::default();
             for _ in 0..count {
                 match one(reply, &mut packer)? {
                     Element::Entry(entry) => received.entries.push((entry, 1)),
-                    Element::Gone(id) => received.gone.push(id),
-                    Element::Hole => {}
+                    Element::Deleted(id) => received.deleted.push(id),
+                    Element::DeletedUnnamed => {}
                 }
             }
             Ok(received)
@@ -80,13 +80,13 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
     for _ in 0..reply.array()?.unwrap_or_default() {
         match one(reply, &mut packer)? {
             Element::Entry(entry) => claimed.entries.push(entry),
-            Element::Gone(id) => claimed.gone.push(id),
-            Element::Hole => claimed.holes += 1,
+            Element::Deleted(id) => claimed.deleted.push(id),
+            Element::DeletedUnnamed => claimed.deleted_unnamed += 1,
         }
     }
     if parts > 2 {
         for _ in 0..reply.array()?.unwrap_or_default() {
-            claimed.gone.push(id(reply)?);
+            claimed.deleted.push(id(reply)?);
         }
     }
     for _ in 3..parts {
@@ -109,7 +109,7 @@ pub(crate) fn entries(reply: &mut Cursor<'_>) -> Result<Vec<Entry>, Malformed> {
 
 /// One `[id, fields]`; null where a server before 7.0 has nothing but a hole to show.
 fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Element, Malformed> {
-    let Some(parts) = reply.array()? else { return Ok(Element::Hole) };
+    let Some(parts) = reply.array()? else { return Ok(Element::DeletedUnnamed) };
     if parts < 2 {
         return Err("an entry without fields");
     }
@@ -122,7 +122,7 @@ fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Element, Malf
 }
 
 fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Result<Element, Malformed> {
-    let Some(elements) = reply.array()? else { return Ok(Element::Gone(id)) };
+    let Some(elements) = reply.array()? else { return Ok(Element::Deleted(id)) };
     if elements % 2 != 0 {
         return Err("a field without a value");
     }
@@ -156,8 +156,10 @@ mod tests {
     #[test]
     fn both_shapes_of_a_read_reply() {
         let body = "$1\r\ns\r\n*2\r\n*2\r\n$3\r\n1-1\r\n*4\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\na\r\n$0\r\n\r\n*2\r\n$3\r\n1-2\r\n*-1\r\n";
-        let expected =
-            Received { entries: vec![(entry("1-1", &[("a", "b"), ("a", "")]), 1)], gone: vec!["1-2".parse().unwrap()] };
+        let expected = Received {
+            entries: vec![(entry("1-1", &[("a", "b"), ("a", "")]), 1)],
+            deleted: vec!["1-2".parse().unwrap()],
+        };
         for prefix in ["*1\r\n*2\r\n", "%1\r\n"] {
             let reply = format!("{prefix}{body}");
             assert_eq!(received(&mut Cursor::new(reply.as_bytes())).unwrap(), expected);
@@ -173,10 +175,10 @@ mod tests {
         let new = "*3\r\n$3\r\n5-0\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n*1\r\n$3\r\n1-2\r\n";
         let claimed_old = claimed(&mut Cursor::new(old.as_bytes())).unwrap();
         assert_eq!(claimed_old.entries, [entry("1-1", &[("a", "b")])]);
-        assert_eq!((claimed_old.next, claimed_old.gone.len()), (EntryId::MIN, 0));
+        assert_eq!((claimed_old.next, claimed_old.deleted.len()), (EntryId::MIN, 0));
         let claimed_new = claimed(&mut Cursor::new(new.as_bytes())).unwrap();
         assert_eq!(claimed_new.entries, [entry("1-1", &[("a", "b")])]);
-        assert_eq!((claimed_new.next, claimed_new.gone.as_slice()), (EntryId::new(5, 0), &[EntryId::new(1, 2)][..]));
+        assert_eq!((claimed_new.next, claimed_new.deleted.as_slice()), (EntryId::new(5, 0), &[EntryId::new(1, 2)][..]));
     }
 
     /// What a server answered to `XREADGROUP`, `XAUTOCLAIM` and `XRANGE`.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{StepStream, check_count};
-use crate::commands;
+use crate::commands::{self, GivenBack};
 use crate::connection::Connection;
-use crate::delivery::{Delivery, PoolSettler, Settle, by_settler};
-use crate::endpoint::{Member, StreamInput};
+use crate::delivery::{Delivery, PoolSettler, Receipt, Settle, by_settler, conclude_ack, receipts};
+use crate::endpoint::{ConsumerKey, StreamInput};
 use crate::entry::{Entry, EntryId};
 use crate::error::Result;
 use crate::net::Deadline;
@@ -40,29 +40,34 @@ impl StepStream {
         self.read_new(&[], input, max)
     }
 
-    fn read_new(&self, done: &[EntryId], input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
+    fn read_new(&self, done: &[Receipt], input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
         input.check()?;
         check_count(max)?;
-        let member = input.member();
+        let key = input.consumer_key();
         let mut connection = self.pool.get()?;
         let wait = Deadline::after(input.wait_timeout);
         let mut done = done;
         loop {
             let block = next_block(wait.left(), input.ttl);
-            commands::send_read(&mut connection, &member, done, max, block, input.ttl)?;
+            let acks = done.iter().map(|receipt| receipt.id);
+            commands::send_read(&mut connection, &key, acks, max, block, input.ttl)?;
             let acked = if done.is_empty() { Ok(()) } else { commands::receive_acked(&mut connection) };
             if connection.is_failed() {
                 return acked.map(|()| Vec::new());
             }
-            let received = commands::receive_read(&mut connection, &member, input.ttl);
+            let received = commands::receive_read(&mut connection, &key, input.ttl);
+            if let (Err(refusal), Ok(received)) = (&acked, &received) {
+                log::debug!("what came along with a refused XACK is given back: {refusal}");
+                give_back_unread(&mut connection, &key, input, &received.entries);
+            }
             let received = acked.and(received)?;
             done = &[];
-            if received.entries.is_empty() && received.gone.is_empty() && !wait.left().is_zero() {
+            if received.entries.is_empty() && received.deleted.is_empty() && !wait.left().is_zero() {
                 continue;
             }
-            acknowledge_gone(&mut connection, &member, &received.gone)?;
+            acknowledge_deleted(&mut connection, &key, &received.deleted)?;
             drop(connection);
-            return Ok(self.deliveries(input, member, received.entries));
+            return Ok(self.deliveries(input, key, received.entries));
         }
     }
 
@@ -87,18 +92,24 @@ impl StepStream {
     /// [`receive`](StepStream::receive) does; the acknowledgements do not wait for new entries to come.
     ///
     /// # Errors
-    /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending.
+    /// Those of [`receive`](StepStream::receive) and of [`Delivery::ack`]. What was not acknowledged stays pending. Entries
+    /// that came along with a refused acknowledgement are given back: [`claim`](StepStream::claim) finds them at once, and
+    /// they do not count as delivered.
     pub fn ack_and_receive_batch(&self, done: Vec<Delivery>, input: &StreamInput, max: usize) -> Result<Vec<Delivery>> {
-        let member = input.member();
-        let mut acks = Vec::new();
-        for (settler, ids) in by_settler(done) {
-            if settler.shares_group_with(&self.pool, &member) {
-                acks.extend(ids);
+        let key = input.consumer_key();
+        let mut along = Vec::new();
+        for (settler, deliveries) in by_settler(done) {
+            if settler.shares_group_with(&self.pool, &key) {
+                along.extend(deliveries);
             } else {
-                settler.ack_batch(&ids)?;
+                let acked = settler.ack_batch(&receipts(&deliveries));
+                conclude_ack(deliveries, acked.is_ok());
+                acked?;
             }
         }
-        self.read_new(&acks, input, max)
+        let received = self.read_new(&receipts(&along), input, max);
+        conclude_ack(along, received.is_ok());
+        received
     }
 
     /// Takes over up to `max` entries that were delivered to any consumer of the group and lay idle for `min_idle`
@@ -112,31 +123,43 @@ impl StepStream {
     pub fn claim(&self, input: &StreamInput, min_idle: Duration, max: usize) -> Result<Vec<Delivery>> {
         input.check()?;
         check_count(max)?;
-        let member = input.member();
+        let key = input.consumer_key();
         let mut connection = self.pool.get()?;
         let search = connection.command_deadline();
-        let (mut entries, mut gone) = (Vec::new(), Vec::new());
+        let (mut entries, mut deleted) = (Vec::new(), Vec::new());
         let mut start = EntryId::MIN;
         loop {
-            let claimed = commands::autoclaim(&mut connection, &member, min_idle, start, max - entries.len())?;
+            let claimed = commands::autoclaim(&mut connection, &key, min_idle, start, max - entries.len())?;
             entries.extend(claimed.entries);
-            gone.extend(claimed.gone);
+            deleted.extend(claimed.deleted);
             start = claimed.next;
             if entries.len() >= max || start == EntryId::MIN || search.left().is_zero() {
                 break;
             }
         }
-        acknowledge_gone(&mut connection, &member, &gone)?;
-        let counts = commands::delivery_counts(&mut connection, &member, entries.iter())?;
+        acknowledge_deleted(&mut connection, &key, &deleted)?;
+        let counts = commands::delivery_counts(&mut connection, &key, entries.iter())?;
         drop(connection);
         // An entry without a count is no longer ours: someone took it over between the two steps.
         let entries = entries.into_iter().zip(counts).filter_map(|(entry, count)| Some((entry, count?))).collect();
-        Ok(self.deliveries(input, member, entries))
+        Ok(self.deliveries(input, key, entries))
     }
 
-    fn deliveries(&self, input: &StreamInput, member: Member, entries: Vec<(Entry, u64)>) -> Vec<Delivery> {
-        let settler: Arc<dyn Settle> = Arc::new(PoolSettler::new(self.pool.clone(), member, input));
-        entries.into_iter().map(|(entry, count)| Delivery::new(entry, count, Arc::clone(&settler))).collect()
+    fn deliveries(&self, input: &StreamInput, key: ConsumerKey, entries: Vec<(Entry, u64)>) -> Vec<Delivery> {
+        let settler: Arc<dyn Settle> = Arc::new(PoolSettler::new(self.pool.clone(), key, input));
+        entries.into_iter().map(|(entry, count)| Delivery::new(entry, count, 0, Arc::clone(&settler))).collect()
+    }
+}
+
+/// Entries that were read for the first time and that nobody will see: offered to everyone at once, and uncounted.
+fn give_back_unread(connection: &mut Connection, key: &ConsumerKey, input: &StreamInput, entries: &[(Entry, u64)]) {
+    if entries.is_empty() {
+        return;
+    }
+    let given_back: Vec<_> =
+        entries.iter().map(|(entry, _)| GivenBack { id: entry.id(), deliveries: 1, counted: 0 }).collect();
+    if let Err(error) = commands::give_back(connection, key, input.claim_idle, &given_back) {
+        log::warn!("{} entries of stream {} stay pending unread: {error}", entries.len(), key.stream_id);
     }
 }
 
@@ -148,15 +171,15 @@ pub(crate) fn next_block(left: Duration, ttl: Option<Duration>) -> Option<Durati
 }
 
 /// Entries that were trimmed or deleted while pending can only be taken off the pending list.
-pub(crate) fn acknowledge_gone(connection: &mut Connection, member: &Member, gone: &[EntryId]) -> Result<()> {
-    if let (Some(first), false) = (gone.first(), gone.is_empty()) {
+pub(crate) fn acknowledge_deleted(connection: &mut Connection, key: &ConsumerKey, deleted: &[EntryId]) -> Result<()> {
+    if let (Some(first), false) = (deleted.first(), deleted.is_empty()) {
         log::warn!(
             "{} entries of stream {} were trimmed or deleted while pending for group {}, the first of them {first}",
-            gone.len(),
-            member.stream_id,
-            member.group,
+            deleted.len(),
+            key.stream_id,
+            key.group,
         );
-        commands::ack(connection, member, gone)?;
+        commands::ack(connection, key, deleted.iter().copied())?;
     }
     Ok(())
 }

@@ -168,9 +168,9 @@ fn close_says_how_many_acknowledgements_a_server_that_hangs_has_not_confirmed() 
 fn close_keeps_its_bound_when_the_server_hangs_amid_the_burying_of_dead_letters() {
     let bench = Bench::start();
     bench.fill(20_000, 1);
-    let first = bench.consumer("one").prefetch(20_000).batch(5_000).spawn().unwrap();
-    bench.server.wait_until(|_| first.stats().queued == 20_000);
-    drop(first);
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    let all = ["XREADGROUP", "GROUP", "group", "one", "COUNT", "20000", "STREAMS", &bench.key, ">"];
+    bench.server.command(&all);
 
     let second = bench.consumer("one").max_deliveries(1).dead_letter(bench.dead()).close_timeout(CLOSE_TIMEOUT);
     let second = second.spawn().unwrap();

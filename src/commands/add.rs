@@ -1,17 +1,22 @@
 //! `XADD`, and what moves entries between a stream and its dead letters.
 
-use super::{ack, integer, missing_from_stream, push_id};
+use std::time::Duration;
+
+use super::pending::{PendingEntry, missing_from_stream, pending_entry};
+use super::{ack, integer, push_id};
 use crate::connection::Connection;
-use crate::endpoint::{AddStart, Member, Retention, StreamOutput};
+use crate::endpoint::{AddStart, ConsumerKey, Retention, StreamOutput, milliseconds};
 use crate::entry::{EntryId, Message, PAYLOAD_FIELD};
 use crate::error::Result;
 use crate::resp::{Command, Token, header, push_argument};
 
-/// Copies to the dead letter stream, then acknowledges, if the entry is still pending for this consumer. A copy that is
-/// refused ends the script before the acknowledgement.
+/// Copies to the dead letter stream, then acknowledges, if the entry's owner and count are still as they were seen, and its
+/// owner has not kept it fresh. A copy that is refused ends the script before the acknowledgement.
 const DEAD_LETTER: &str = "\
-if #redis.call('XPENDING',KEYS[1],ARGV[1],ARGV[3],ARGV[3],1,ARGV[2])==0 then return false end
-local id=redis.call('XADD',KEYS[2],unpack(ARGV,4))
+local row=redis.call('XPENDING',KEYS[1],ARGV[1],ARGV[3],ARGV[3],1)[1]
+if not row or row[2]~=ARGV[2] or row[4]~=tonumber(ARGV[4]) then return false end
+if row[2]~='' and row[3]<tonumber(ARGV[5]) then return false end
+local id=redis.call('XADD',KEYS[2],unpack(ARGV,6))
 redis.call('XACK',KEYS[1],ARGV[1],ARGV[3])
 return id";
 
@@ -60,34 +65,35 @@ pub(crate) fn receive_id(connection: &mut Connection, command: &'static str) -> 
         .decode_string(command, |id| EntryId::from_bytes(id).ok_or("an entry id that is not milliseconds-sequence"))
 }
 
-/// Copies an entry to the dead letter stream and acknowledges it. `None`: it was no longer this consumer's, and nothing was
-/// done.
+/// Copies an entry to the dead letter stream and acknowledges it. `None`: it was no longer as it was seen, another consumer's
+/// or delivered again, or has not lain idle for `min_idle`, and nothing was done.
 pub(crate) fn dead_letter(
     connection: &mut Connection,
-    member: &Member,
-    entry_id: EntryId,
+    key: &ConsumerKey,
+    seen: &PendingEntry,
+    min_idle: Duration,
     output: &StreamOutput,
     fields: &[(&[u8], &[u8])],
 ) -> Result<Option<EntryId>> {
     if fields.len() > MAX_SCRIPT_FIELDS {
-        if !is_pending(connection, member, entry_id)? {
+        if !is_unchanged(connection, key, seen)? {
             return Ok(None);
         }
         // Copied first: whatever comes between, the entry is in one of the two streams, or in both.
         let id = add_fields(connection, output, fields)?;
-        ack(connection, member, &[entry_id])?;
+        ack(connection, key, std::iter::once(seen.id))?;
         return Ok(Some(id));
     }
-    let arguments = 8 + retention_arguments(output.retention) + 1 + 2 * fields.len();
+    let arguments = 10 + retention_arguments(output.retention) + 1 + 2 * fields.len();
     let command = connection
         .command("EVAL", arguments)
         .arg(DEAD_LETTER)
         .arg("2")
-        .arg(&*member.stream_id)
+        .arg(&*key.stream_id)
         .arg(&*output.stream_id)
-        .arg(&*member.group)
-        .arg(&*member.consumer);
-    let mut command = push_id(command, entry_id);
+        .arg(&*key.group)
+        .arg(&seen.owner);
+    let mut command = push_id(command, seen.id).number(seen.deliveries).number(milliseconds(min_idle));
     push_add(&mut command, output, |command| push_fields(command, fields));
     drop(command);
     optional_id(connection)
@@ -123,11 +129,17 @@ pub(crate) fn requeue(
     optional_id(connection)
 }
 
-/// Whether the entry is still pending for this consumer.
-fn is_pending(connection: &mut Connection, member: &Member, id: EntryId) -> Result<bool> {
-    let command = connection.command("XPENDING", 7).arg(&*member.stream_id).arg(&*member.group);
-    push_id(push_id(command, id), id).arg("1").arg(&*member.consumer);
-    connection.request()?.decode("XPENDING", |reply| Ok(reply.array()?.unwrap_or_default() > 0))
+/// Whether the entry is still pending for the same consumer with the same count.
+fn is_unchanged(connection: &mut Connection, key: &ConsumerKey, seen: &PendingEntry) -> Result<bool> {
+    let command = connection.command("XPENDING", 6).arg(&*key.stream_id).arg(&*key.group);
+    push_id(push_id(command, seen.id), seen.id).arg("1");
+    connection.request()?.decode("XPENDING", |reply| match reply.array()? {
+        None | Some(0) => Ok(false),
+        Some(_) => {
+            let now = pending_entry(reply)?;
+            Ok(now.owner == seen.owner && now.deliveries == seen.deliveries)
+        }
+    })
 }
 
 fn add_fields(connection: &mut Connection, output: &StreamOutput, fields: &[(&[u8], &[u8])]) -> Result<EntryId> {

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use super::{conclude_refresh, encode_refresh, integer, push_id, receive_refresh};
 use crate::connection::Connection;
-use crate::endpoint::{Member, StartId, StreamInput, milliseconds};
+use crate::endpoint::{ConsumerKey, StartId, StreamInput, milliseconds};
 use crate::entry::{self, EntryId, Received};
 use crate::error::Result;
-use crate::net::Deadline;
 
 /// Creates the group, and the stream if there is none, and sets the stream's expiry in the same round trip. `false`: it was
 /// there.
@@ -40,31 +39,31 @@ pub(crate) fn create_group(connection: &mut Connection, input: &StreamInput, sta
 /// replies.
 pub(crate) fn send_read(
     connection: &mut Connection,
-    member: &Member,
-    done: &[EntryId],
+    key: &ConsumerKey,
+    done: impl ExactSizeIterator<Item = EntryId>,
     count: usize,
     block: Option<Duration>,
     ttl: Option<Duration>,
 ) -> Result<()> {
-    if !done.is_empty() {
-        encode_ack(connection, member, done);
+    if done.len() > 0 {
+        encode_ack(connection, key, done);
     }
     if let Some(ttl) = ttl {
-        encode_refresh(connection, &member.stream_id, ttl);
+        encode_refresh(connection, &key.stream_id, ttl);
     }
     let arguments = 9 + if block.is_some() { 2 } else { 0 };
     let mut command = connection
         .command("XREADGROUP", arguments)
         .arg("GROUP")
-        .arg(&*member.group)
-        .arg(&*member.consumer)
+        .arg(&*key.group)
+        .arg(&*key.consumer)
         .arg("COUNT")
         .number(u64::try_from(count).unwrap_or(u64::MAX).min(i64::MAX as u64));
     if let Some(block) = block {
         // BLOCK 0 would wait for ever.
         command = command.arg("BLOCK").number(milliseconds(block).max(1));
     }
-    command.arg("STREAMS").arg(&*member.stream_id).arg(">");
+    command.arg("STREAMS").arg(&*key.stream_id).arg(">");
     connection.send_blocking(block.unwrap_or_default())
 }
 
@@ -74,14 +73,14 @@ pub(crate) fn receive_acked(connection: &mut Connection) -> Result<()> {
 }
 
 /// The other replies to [`send_read`], which was given the same `ttl`.
-pub(crate) fn receive_read(connection: &mut Connection, member: &Member, ttl: Option<Duration>) -> Result<Received> {
+pub(crate) fn receive_read(connection: &mut Connection, key: &ConsumerKey, ttl: Option<Duration>) -> Result<Received> {
     let Some(ttl) = ttl else { return receive_entries(connection) };
     let refresh = match receive_refresh(connection) {
         Err(error) if connection.is_failed() => return Err(error),
         refresh => refresh,
     };
     let entries = receive_entries(connection)?;
-    conclude_refresh(connection, &member.stream_id, ttl, refresh);
+    conclude_refresh(connection, &key.stream_id, ttl, refresh);
     Ok(entries)
 }
 
@@ -90,16 +89,20 @@ fn receive_entries(connection: &mut Connection) -> Result<Received> {
 }
 
 /// Encodes `XACK stream group id...`.
-fn encode_ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) {
-    let mut command = connection.command("XACK", 3 + ids.len()).arg(&*member.stream_id).arg(&*member.group);
+fn encode_ack(connection: &mut Connection, key: &ConsumerKey, ids: impl ExactSizeIterator<Item = EntryId>) {
+    let mut command = connection.command("XACK", 3 + ids.len()).arg(&*key.stream_id).arg(&*key.group);
     for id in ids {
-        command = push_id(command, *id);
+        command = push_id(command, id);
     }
 }
 
 /// Acknowledges entries; how many of them were pending.
-pub(crate) fn ack(connection: &mut Connection, member: &Member, ids: &[EntryId]) -> Result<u64> {
-    encode_ack(connection, member, ids);
+pub(crate) fn ack(
+    connection: &mut Connection,
+    key: &ConsumerKey,
+    ids: impl ExactSizeIterator<Item = EntryId>,
+) -> Result<u64> {
+    encode_ack(connection, key, ids);
     connection.send()?;
     receive_ack(connection)
 }
@@ -107,11 +110,4 @@ pub(crate) fn ack(connection: &mut Connection, member: &Member, ids: &[EntryId])
 /// The reply to [`encode_ack`].
 fn receive_ack(connection: &mut Connection) -> Result<u64> {
     connection.receive()?.decode("XACK", integer)
-}
-
-/// Wakes another connection's blocked read: it ends as if its time were up (`CLIENT UNBLOCK`).
-pub(crate) fn unblock(connection: &mut Connection, client_id: u64, deadline: Deadline) -> Result<()> {
-    connection.command("CLIENT", 3).arg("UNBLOCK").number(client_id);
-    connection.send_until(deadline)?;
-    connection.receive()?.decode("CLIENT UNBLOCK", |_| Ok(()))
 }
