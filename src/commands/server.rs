@@ -5,18 +5,17 @@ use crate::connection::Connection;
 use crate::entry::{self, EntryId};
 use crate::error::{Error, Result};
 use crate::net::Deadline;
-use crate::resp::Token;
 
-/// What names one run of the server (`INFO server`): client ids begin again with the next. `None`: it does not tell this
-/// user.
+/// Only the line that is wanted: all of `INFO server` is a long reply for a slow line.
+const RUN_ID: &str = "return string.match(redis.call('INFO','server'),'run_id:(%x+)') or ''";
+
+/// What names one run of the server (`INFO server`, in a script): client ids begin again with the next. `None`: it does not
+/// tell this user.
 pub(crate) fn run_id(connection: &mut Connection) -> Result<Option<Box<str>>> {
-    connection.command("INFO", 2).arg("server");
-    let told = connection.request()?.decode("INFO", |reply| {
-        let text = match reply.next()? {
-            Token::Bulk(text) | Token::Verbatim(text) => std::str::from_utf8(text).unwrap_or_default(),
-            _ => return Err("something else where a text belongs"),
-        };
-        Ok(text.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().into()))
+    connection.command("EVAL", 3).arg(RUN_ID).arg("0");
+    let told = connection.request()?.decode("EVAL", |reply| {
+        let run_id = std::str::from_utf8(reply.bytes()?).unwrap_or_default();
+        Ok(Some(run_id).filter(|run_id| !run_id.is_empty()).map(Into::into))
     });
     match told {
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),

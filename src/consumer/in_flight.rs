@@ -151,8 +151,10 @@ impl InFlight {
         let mut state = lock(&self.state);
         let mut removed = 0;
         for receipt in receipts {
-            if state.is_current(receipt) {
-                state.entries.remove(&receipt.id);
+            if let Slot::Occupied(slot) = state.entries.entry(receipt.id)
+                && slot.get().generation == receipt.generation
+            {
+                slot.remove();
                 removed += 1;
             }
             state.finish_last_chance(receipt);

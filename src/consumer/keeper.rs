@@ -19,6 +19,8 @@ use crate::net::Deadline;
 const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
 /// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has answered.
 const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
+/// The pause between looks around is at least this many times as long as a look takes.
+const LOOK_SHARE: u32 = 9;
 /// How long the server may take to answer at least, before the connection is given up.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -156,8 +158,11 @@ impl Keeper {
             self.shared.acks.set_refused(self.refusals > 0);
         }
         if now >= self.next_look {
-            self.next_look = now + self.shared.claim_interval();
+            let began = Instant::now();
+            self.next_look = began + self.shared.claim_interval();
             self.look_around()?;
+            // On a slow line, most of it is for entries and acknowledgements.
+            self.next_look = self.next_look.max(Instant::now() + LOOK_SHARE * began.elapsed());
         }
         self.failures = 0;
         Ok(())

@@ -4,7 +4,7 @@ mod queue;
 mod redelivery;
 mod watched;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub(super) struct Reader {
     prefetched_acks: Option<Vec<Receipt>>,
     own_pending: OwnPending,
     /// Entries whose next hand-out is the last one permitted: pending at the server, and not this consumer's yet.
-    last_chances: VecDeque<Candidate>,
+    last_chances: BTreeMap<EntryId, Candidate>,
     /// The last step was a redelivery: a long pending list is searched in turn with reading what is new.
     just_redelivered: bool,
     /// It was told that reading waits for acknowledgements.
@@ -94,7 +94,7 @@ impl Reader {
             asked_at: Instant::now(),
             prefetched_acks: None,
             own_pending: OwnPending::default(),
-            last_chances: VecDeque::new(),
+            last_chances: BTreeMap::new(),
             just_redelivered: false,
             warned_backpressure: false,
             warned_dead_letters: false,
@@ -207,7 +207,7 @@ impl Reader {
         }
         self.connected = Some(Connected { run_id, client_id: connection.id(), read_ends: Instant::now() });
         let shared = Arc::clone(&self.shared);
-        super::leases::renew(&shared, Duration::ZERO, usize::MAX, |ids| {
+        super::leases::renew(&shared, shared.input.claim_idle / 6, self.size.now(), |ids| {
             connection.ask(|server| commands::keep(server, &shared.key, ids))
         })?;
         self.own_pending.begin_again();

@@ -159,11 +159,10 @@ impl Reader {
         Ok(())
     }
 
+    /// What others left behind is found again, so there is no need to remember much of it.
     fn wait_with_last_chance(&mut self, candidate: Candidate) {
-        let id = candidate.id();
-        match self.last_chances.iter_mut().find(|known| known.id() == id) {
-            Some(known) => *known = candidate,
-            None => self.last_chances.push_back(candidate),
+        if !candidate.is_claim() || self.last_chances.len() < self.shared.settings.batch {
+            self.last_chances.insert(candidate.id(), candidate);
         }
     }
 
@@ -173,13 +172,8 @@ impl Reader {
         let marks = candidates.iter().map(|candidate| (candidate.id(), candidate.next_hand_out));
         self.own_pending.being_taken.extend(marks);
         (self.asked, self.asked_at) = (candidates.len(), Instant::now());
-        let taken = match connection.ask(|server| commands::take(server, &shared.key, candidates)) {
-            Err(Error::ReplyTooLarge { limit, .. }) if candidates.len() == 1 => {
-                let id = candidates.first().map(Candidate::id).unwrap_or_default();
-                return Err(Error::EntryTooLarge { stream_id: shared.key.stream_id.as_ref().into(), id, limit });
-            }
-            taken => taken?,
-        };
+        let taken = connection.ask(|server| commands::take(server, &shared.key, candidates));
+        let taken = taken.map_err(|error| self.name_entry(error, candidates))?;
         for candidate in candidates {
             self.own_pending.being_taken.remove(&candidate.id());
         }
@@ -193,6 +187,17 @@ impl Reader {
         // They are held from now on, so nothing would bring them again if they were not enqueued.
         self.enqueue(taken.entries, generation);
         acknowledged
+    }
+
+    /// Asking for less does not help where a single entry is too long.
+    fn name_entry(&self, error: Error, asked: &[Candidate]) -> Error {
+        match (error, asked) {
+            (Error::ReplyTooLarge { limit, .. }, [candidate]) => {
+                let stream_id = self.shared.key.stream_id.as_ref().into();
+                Error::EntryTooLarge { stream_id, id: candidate.id(), limit }
+            }
+            (error, _) => error,
+        }
     }
 
     /// Every entry that this consumer reads has only one chance.
@@ -211,7 +216,10 @@ impl Reader {
             // never be this one's turn if more were.
             return Ok(!self.queue.is_empty());
         }
-        if let Some(candidate) = self.last_chances.pop_front().filter(|_| !self.shared.stopping.is_set()) {
+        if self.shared.stopping.is_set() {
+            return Ok(true);
+        }
+        if let Some((_, candidate)) = self.last_chances.pop_first() {
             self.take(connection, &[candidate])?;
         }
         Ok(true)
@@ -241,7 +249,8 @@ impl Reader {
             }
             let ids: Vec<EntryId> = now.iter().map(Candidate::id).collect();
             (self.asked, self.asked_at) = (ids.len(), Instant::now());
-            let contents = connection.ask(|server| commands::contents(server, &shared.key.stream_id, &ids))?;
+            let contents = connection.ask(|server| commands::contents(server, &shared.key.stream_id, &ids));
+            let contents = contents.map_err(|error| self.name_entry(error, &now))?;
             let mut deleted = Vec::new();
             for (candidate, content) in now.into_iter().zip(contents) {
                 let Some(entry) = content else {
