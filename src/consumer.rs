@@ -52,13 +52,15 @@ pub use options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
 ///
 /// First what is pending under this consumer's name already, from before a restart; then new entries; and in between,
 /// entries that other consumers left idle for [`claim_idle`](crate::StreamInput::claim_idle), which is looked for at least
-/// once a second. The same happens after every reconnect, except for what is in flight here. Entries that are queued or in a
-/// handler here are kept fresh at the server, so that nobody claims them however long the handler takes.
+/// once a second where the line allows it. The same happens after every reconnect, except for what is in flight here.
+/// Entries that have only one hand-out left come when no other is queued. Entries that are queued or in a handler here are
+/// kept fresh at the server, so that nobody claims them however long the handler takes.
 ///
 /// # What is pending
 ///
-/// At most `prefetch + 2 * batch + 1` entries are pending for this consumer that nobody has asked for yet. When the process
-/// is killed, those count as delivered once although no handler saw them.
+/// At most `prefetch + 2 * batch + 1` entries are pending for this consumer that nobody has asked for yet, and of those in
+/// memory at most [`prefetch_bytes`](ConsumerBuilder::prefetch_bytes) and one reply. When the process is killed, those count
+/// as delivered once although no handler saw them; see [what a delivery is](crate#what-is-a-delivery).
 ///
 /// # What ends it
 ///

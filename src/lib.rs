@@ -63,6 +63,40 @@
 //! Delivery is at least once: handlers should not mind an entry that comes twice. Publishing never repeats itself: when the
 //! connection fails after a message has left, the error [says so](Error::is_outcome_unknown), and the caller decides.
 //!
+//! # What is a delivery?
+//!
+//! A delivery is a hand-out: a handler gets the entry, from an iterator, from [`Consumer::receiver`], or from
+//! [`StepStream::receive`] and [`claim`](StepStream::claim). That is what [`Delivery::delivery_count`] tells and what
+//! [`max_deliveries`](ConsumerBuilder::max_deliveries) limits. The server keeps the count, so it outlives the process; its
+//! own commands would also count reading and claiming, so a [`Consumer`] writes the count itself: it *marks* an entry with
+//! the number of its next hand-out when it takes it, and takes the mark back when the entry goes back untouched.
+//!
+//! | event | count before | after | who holds the entry | what a crash there costs |
+//! |---|---|---|---|---|
+//! | published | - | none | nobody: it is in the stream | nothing |
+//! | read for the first time (`XREADGROUP >`) | none | 1 | this consumer's queue; marked for hand-out 1 | one count |
+//! | the connection is lost before it arrives | 1 | 1 | pending for this consumer, read again, marked for hand-out 1 | one count |
+//! | handed out | n | n | a handler; kept fresh at the server | nothing: the handler had it |
+//! | kept fresh, or read again after a reconnect | n | n | as before | as before |
+//! | acknowledged | n | - | nobody: it is off the pending list | nothing; it may come again until the server has confirmed |
+//! | dropped, left, released, to be retried | n | n | pending for this consumer; anyone may claim it in its time | nothing |
+//! | found to be claimed | n | n | as before: looking touches nothing | nothing |
+//! | claimed, or read again after a restart | n | n + 1 | this consumer's queue; marked for hand-out n + 1 | one count |
+//! | given back unseen, when a consumer closes | n + 1 | n | pending; anyone may take it at once | one count, if the server is out of reach |
+//! | its next hand-out is the last one permitted | limit - 1 | limit - 1 | where it was: it is not read ahead | nothing |
+//! | ... and a handler is there for it | limit - 1 | limit | at the head of an empty queue | its last hand-out, if the process is killed before the handler takes it |
+//! | a handler had it for the last time | limit | - | the dead letter stream | nothing: it is in one of the two streams, or in both |
+//!
+//! So without crashes a dead letter was in a handler exactly `max_deliveries` times. A process that is killed, or cut off
+//! from the server for longer than [`claim_idle`](StreamInput::claim_idle), costs the entries it had queued one count each,
+//! at most `prefetch + 2 * batch` of them, although no handler had them; they may become dead letters a hand-out earlier, but
+//! never without the last one: an entry that has only one hand-out left is taken from the server when the queue is empty and
+//! a handler waits for it in an iterator, or no other such entry is in a handler. With `max_deliveries(1)` that is every entry.
+//!
+//! An entry that was taken over by another consumer while it was queued here is not handed out. The guard of a delivery that
+//! is no longer this consumer's settles nothing, and neither does that of an entry whose stream was deleted and made again,
+//! though the ids may be the same.
+//!
 //! # What blocks, and for how long?
 //!
 //! | call | waits for | at most |

@@ -175,10 +175,8 @@ impl InFlight {
         let mut state = lock(&self.state);
         let mut held = 0;
         for id in ids {
-            match state.entries.remove(id) {
-                Some(Holding { phase: Phase::Held, .. }) => held += 1,
-                Some(_) | None => {}
-            }
+            let was_held = state.entries.remove(id).is_some_and(|holding| holding.phase == Phase::Held);
+            held += usize::from(was_held);
             state.last_chances.retain(|(last, _)| last != id);
         }
         if held > 0 {
