@@ -121,18 +121,21 @@ impl InFlight {
         done
     }
 
-    /// It is pending still, and not ours to keep.
-    pub(super) fn park(&self, receipt: &Receipt) {
+    /// It is pending still, and not ours to keep. Whether this delivery was the one that is held.
+    pub(super) fn park(&self, receipt: &Receipt) -> bool {
         let mut state = lock(&self.state);
-        if !state.is_current(receipt) {
-            return;
+        let Slot::Occupied(mut slot) = state.entries.entry(receipt.id) else { return false };
+        let holding = slot.get_mut();
+        if holding.generation != receipt.generation {
+            return false;
+        }
+        if holding.phase == Phase::Settled {
+            slot.remove();
+        } else {
+            (holding.phase, holding.fresh) = (Phase::Parked, Instant::now());
         }
         state.finish_last_chance(receipt);
-        match state.entries.get_mut(&receipt.id) {
-            Some(holding) if holding.phase == Phase::Settled => drop(state.entries.remove(&receipt.id)),
-            Some(holding) => *holding = Holding { phase: Phase::Parked, fresh: Instant::now(), ..*holding },
-            None => {}
-        }
+        true
     }
 
     /// An entry that is pending for this consumer and cannot be handed out now: rereading leaves it alone, a claim may take

@@ -250,34 +250,31 @@ impl Settle for Shared {
     }
 
     fn settle(&self, receipt: Receipt, entry: &Entry, settlement: Settlement<'_>) -> Result<()> {
-        if matches!(settlement, Settlement::Ack) {
-            return self.ack_batch(&[receipt]);
-        }
-        if !self.in_flight.is_current(&receipt) {
-            // Another consumer has it, or another delivery is meant by its id.
-            return Ok(());
-        }
+        // Where another consumer has the entry, or another delivery is meant by its id, nothing is done.
         let settled = match settlement {
-            Settlement::Ack | Settlement::Leave => {
+            Settlement::Ack => return self.ack_batch(&[receipt]),
+            Settlement::Leave => {
                 self.in_flight.park(&receipt);
                 Ok(())
             }
             Settlement::Release | Settlement::RetryAfter(_) => {
-                self.take_lease_turn(|| self.in_flight.park(&receipt));
-                let given_back = self.through_pool.carry_out(receipt, entry, settlement);
-                given_back.map(|moved| self.counters.released.add(u64::from(moved)))
-            }
-            Settlement::DeadLetter(_) => match self.through_pool.carry_out(receipt, entry, settlement) {
-                Ok(moved) => {
-                    self.in_flight.remove(&[receipt]);
-                    self.counters.dead_lettered.add(u64::from(moved));
+                if self.take_lease_turn(|| self.in_flight.park(&receipt)) {
+                    let given_back = self.through_pool.carry_out(receipt, entry, settlement);
+                    given_back.map(|moved| self.counters.released.add(u64::from(moved)))
+                } else {
                     Ok(())
                 }
-                Err(error) => {
+            }
+            Settlement::DeadLetter(_) if self.in_flight.is_current(&receipt) => {
+                let moved = self.through_pool.carry_out(receipt, entry, settlement);
+                if moved.is_ok() {
+                    self.in_flight.remove(&[receipt]);
+                } else {
                     self.in_flight.park(&receipt);
-                    Err(error)
                 }
-            },
+                moved.map(|moved| self.counters.dead_lettered.add(u64::from(moved)))
+            }
+            Settlement::DeadLetter(_) => Ok(()),
         };
         self.note_handler();
         settled
@@ -315,7 +312,9 @@ impl Shared {
                 Ok(())
             }
             Err(error) => {
-                acks.iter().for_each(|receipt| self.in_flight.park(receipt));
+                for receipt in &acks {
+                    self.in_flight.park(receipt);
+                }
                 Err(error)
             }
         }
