@@ -13,7 +13,7 @@ use redis::{ConnectionLike, RedisResult, Value};
 use crate::error::{Error, Result};
 use crate::net::{Deadline, IdleState, Interrupter, Socket, is_deadline};
 use crate::params::PoolParams;
-use crate::resp::{Command, Token, Unacceptable, redis_error};
+use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
 
 pub(crate) use greeting::Connector;
 pub(crate) use reply::Reply;
@@ -285,8 +285,10 @@ impl fmt::Debug for Connection {
 /// Whether this is an error by which a server tells that another one is, or will be, the master: the next connection may
 /// lead there.
 fn is_failing_over(reply: &[u8]) -> bool {
-    const CODES: [&[u8]; 5] = [b"-READONLY ", b"-LOADING ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-UNBLOCKED force"];
-    reply.first() == Some(&b'-') && CODES.iter().any(|code| reply.starts_with(code))
+    const CODES: [&[u8]; 5] = [b"READONLY ", b"LOADING ", b"MASTERDOWN ", b"CLUSTERDOWN ", b"UNBLOCKED force"];
+    let Some(line) = reply.strip_prefix(b"-") else { return false };
+    let answer = answer_within_script(line);
+    CODES.iter().any(|code| answer.starts_with(code))
 }
 
 impl ConnectionLike for Connection {

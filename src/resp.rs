@@ -12,8 +12,8 @@ mod refusal;
 use redis::{PushKind, Value, VerbatimFormat};
 
 pub(crate) use command::{Command, header, push_argument};
-pub(crate) use refusal::redis_error;
 use refusal::server_error;
+pub(crate) use refusal::{answer_within_script, redis_error};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;

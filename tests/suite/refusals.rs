@@ -10,6 +10,7 @@ use crate::context::{Context, STREAM, told};
 
 both_protocols! {
     every_refusal_has_its_code_and_says_whether_to_try_again,
+    a_refusal_within_a_script_is_told_as_without_one,
     a_command_that_the_user_may_not_use_is_told,
     a_reply_that_does_not_fit_the_command_is_told,
     a_lost_connection_says_whether_the_request_had_left,
@@ -68,6 +69,39 @@ fn every_refusal_has_its_code_and_says_whether_to_try_again(protocol: Protocol) 
     // A refusal does not break a connection, but the next one may lead to another master: after LOADING, READONLY,
     // MASTERDOWN, CLUSTERDOWN and UNBLOCKED.
     assert_eq!(peer.connections(), 6);
+}
+
+/// Redis 6.2 tells which script it was first, later versions last.
+fn a_refusal_within_a_script_is_told_as_without_one(protocol: Protocol) {
+    const SCRIPT: &str =
+        "ERR Error running script (call to f_0c54fef4a6a6d7a8fb1cd8dd9c6a0d8a9b0c1d2e): @user_script:1: ";
+    let table = [
+        (format!("{SCRIPT}WRONGTYPE Operation against a key"), "WRONGTYPE: Operation against a key", false),
+        (format!("{SCRIPT}@user_script: 1: -OOM command not allowed"), "OOM: command not allowed", true),
+        (format!("{SCRIPT}@user_script: 1: -MISCONF no snapshots"), "MISCONF: no snapshots", true),
+        (format!("{SCRIPT}@user_script: 1: -READONLY You can't write"), "READONLY: You can't write", true),
+        ("OOM command not allowed script: 0c54fef4, on @user_script:1.".into(), "OOM: command not allowed", true),
+        ("READONLY You can't write script: on @user_script:1.".into(), "READONLY: You can't write", true),
+    ];
+    let lines = Arc::new(Mutex::new(table.clone().map(|(line, ..)| line).into_iter()));
+    let peer = Peer::tcp(Behaviour::custom(move |talk| {
+        talk.handshake()?;
+        loop {
+            talk.request()?;
+            let line = lines.lock().unwrap().next().unwrap_or("ERR too many requests".into());
+            talk.send(format!("-{line}\r\n").as_bytes())?;
+        }
+    }));
+    let stream = stream_to(&peer, protocol);
+    for (line, expected, passing) in table {
+        let error = stream.update_stream_ttl(STREAM, Duration::from_secs(60)).unwrap_err();
+        assert_eq!(error.is_retryable(), passing, "{line}: {error:?}");
+        let (code, words) = expected.split_once(": ").unwrap();
+        assert_eq!(error.to_string(), format!("the server answered EVAL with {code}"));
+        assert!(told(&error).ends_with(words) && !told(&error).contains("script"), "{}", told(&error));
+    }
+    // A demoted master is noticed, so that the name is looked up again.
+    assert_eq!(peer.connections(), 2);
 }
 
 fn a_command_that_the_user_may_not_use_is_told(context: Context) {
