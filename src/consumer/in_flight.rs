@@ -139,14 +139,15 @@ impl InFlight {
     }
 
     /// An entry that is pending for this consumer and cannot be handed out now: rereading leaves it alone, a claim may take
-    /// it later.
-    pub(super) fn set_aside(&self, id: EntryId) {
+    /// it later. Its generation.
+    pub(super) fn set_aside(&self, id: EntryId) -> u64 {
         let now = Instant::now();
         let mut state = lock(&self.state);
         state.generation += 1;
         let generation = state.generation;
         let holding = Holding { generation, since: now, fresh: now, phase: Phase::Parked };
         state.entries.insert(id, holding);
+        generation
     }
 
     /// These deliveries are done with; how many of them were still the ones held.

@@ -86,7 +86,7 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>, channel: Sender<Result<Delivery>>, last_seen: Option<EntryId>) -> Reader {
         Reader {
             settler: Arc::clone(&shared) as Arc<dyn Settle>,
-            size: RequestSize::new(shared.settings.batch),
+            size: RequestSize::new(shared.settings.batch, shared.connector().params().max_reply),
             shared,
             queue: Queue::new(channel),
             last_seen,
@@ -287,6 +287,12 @@ impl Reader {
         !self.shared.wait_for_handlers(LOOK_AGAIN, || queue.bytes() < most)
     }
 
+    /// How many entries to ask for, so that they probably fit into the channel.
+    fn entries_that_fit(&mut self) -> usize {
+        let room = self.shared.settings.prefetch_bytes.saturating_sub(self.queue.bytes());
+        self.size.within(room)
+    }
+
     /// Waits for new entries. Acknowledgements that are queued go along; and when a batch comes back full and there is room
     /// for it in the channel, the next request is sent before it is enqueued.
     fn read_new(&mut self, connection: &mut WatchedConnection) -> Result<()> {
@@ -304,7 +310,7 @@ impl Reader {
             receive(server, &shared, acks).map(Some)
         });
         let Some(Received { entries, deleted }) = reply? else { return Ok(()) };
-        let bytes = self.note_answer(&entries);
+        let bytes = self.note_answer(entries.iter().map(|(entry, _)| entry));
         if let Some((entry, _)) = entries.last() {
             self.last_seen = self.last_seen.max(Some(entry.id()));
         }
@@ -339,8 +345,7 @@ impl Reader {
     /// Sends a request for new entries, and acknowledgements along with it.
     fn request(&mut self, connection: &mut Connection, block: Option<Duration>) -> Result<Vec<Receipt>> {
         let shared = Arc::clone(&self.shared);
-        let room = shared.settings.prefetch_bytes.saturating_sub(self.queue.bytes());
-        self.asked = if self.only_last_chances() { 1 } else { self.size.within(room) };
+        self.asked = if self.only_last_chances() { 1 } else { self.entries_that_fit() };
         self.asked_at = Instant::now();
         let most_acks = if self.size.is_smallest() { self.size.now() } else { MOST_ACKS };
         let mut acks = shared.acks.take_along(most_acks, block.is_some());
@@ -375,10 +380,14 @@ impl Reader {
     }
 
     /// What the reply to a sized request tells about the next; its bytes.
-    fn note_answer(&mut self, entries: &[(Entry, u64)]) -> usize {
-        let bytes = entries.iter().map(|(entry, _)| entry.size()).sum();
+    fn note_answer<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> usize {
+        let (mut count, mut bytes) = (0, 0);
+        for entry in entries {
+            count += 1;
+            bytes += entry.size();
+        }
         let limit = self.shared.connector().params().socket_timeout;
-        self.size.answered(entries.len(), bytes, self.asked_at.elapsed(), limit);
+        self.size.answered(count, bytes, self.asked_at.elapsed(), limit);
         bytes
     }
 

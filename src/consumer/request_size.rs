@@ -8,37 +8,44 @@ const FIRST: usize = 16;
 const GROWTH: usize = 4;
 /// A reply that takes longer than this part of its time limit is no reason to ask for more.
 const SLOW: u32 = 8;
+/// Entries that are expected to take more than this part of the longest reply are not asked for together: they may be
+/// larger than those before.
+const REPLY_MARGIN: usize = 2;
 
 /// How many entries a request asks for.
 ///
 /// A request that fails for want of time, or because its reply is too long, is followed by one for a single entry: a line
-/// that carries one entry in time makes progress. Then it grows again, as long as replies come fast.
+/// that carries one entry in time makes progress. Then it grows again, as long as replies come fast, and as far as they
+/// stay well below the longest that is accepted, going by the sizes of those before.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestSize {
     most: usize,
+    /// What the entries of one reply should take at most.
+    most_bytes: usize,
     now: usize,
     /// What an entry of the last replies took, on average; 0: none was seen.
     entry_bytes: usize,
 }
 
 impl RequestSize {
-    pub(super) fn new(most: usize) -> RequestSize {
-        RequestSize { most, now: most.min(FIRST), entry_bytes: 0 }
+    /// For entries, `most` of them at a time, and replies of up to `max_reply` bytes.
+    pub(super) fn new(most: usize, max_reply: usize) -> RequestSize {
+        RequestSize { most, most_bytes: max_reply / REPLY_MARGIN, now: most.min(FIRST), entry_bytes: 0 }
     }
 
     /// For requests whose size is known before: they begin with the most.
     pub(super) fn full(most: usize) -> RequestSize {
-        RequestSize { most, now: most, entry_bytes: 0 }
+        RequestSize { most, most_bytes: usize::MAX, now: most, entry_bytes: 0 }
     }
 
     /// How many entries to ask for now.
     pub(super) fn now(&self) -> usize {
-        self.now
+        self.within(usize::MAX)
     }
 
     /// How many entries to ask for when `room` bytes are left for them: one at least.
     pub(super) fn within(&self, room: usize) -> usize {
-        let fitting = room.checked_div(self.entry_bytes).unwrap_or(usize::MAX);
+        let fitting = room.min(self.most_bytes).checked_div(self.entry_bytes).unwrap_or(usize::MAX);
         self.now.min(fitting).max(1)
     }
 
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn large_entries_are_asked_for_in_the_numbers_that_fit() {
-        let mut size = RequestSize::new(128);
+        let mut size = RequestSize::new(128, 64 << 20);
         assert_eq!(size.within(8 << 20), FIRST);
         size.answered(FIRST, FIRST << 20, Duration::ZERO, LIMIT);
         assert_eq!(size.within(8 << 20), 8);
@@ -112,5 +119,16 @@ mod tests {
             size.answered(size.within(8 << 20), 100 * size.within(8 << 20), Duration::ZERO, LIMIT);
         }
         assert_eq!(size.within(8 << 20), 128);
+    }
+
+    #[test]
+    fn no_reply_is_asked_for_that_would_probably_be_too_long() {
+        let mut size = RequestSize::new(128, 4 << 20);
+        size.failed();
+        for _ in 0..5 {
+            size.answered(size.now(), size.now() << 20, Duration::ZERO, LIMIT);
+            assert!(size.now() <= 2, "{}", size.now());
+        }
+        assert_eq!(size.now(), 2);
     }
 }

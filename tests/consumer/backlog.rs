@@ -1,9 +1,12 @@
 //! However much waits in the stream, a consumer holds what it was told to hold.
 
 use crate::child::Child;
-use crate::support::{Bench, next};
+use crate::support::{Bench, GROUP, LONG, next, stream_at};
 use std::fs;
 use std::time::{Duration, Instant};
+use step_redis::{Error, PoolParams, StepPool, StepStream};
+
+const MEBIBYTE: u64 = 1024 * 1024;
 
 #[test]
 fn memory_is_bounded_while_a_million_entries_wait() {
@@ -14,12 +17,174 @@ fn memory_is_bounded_while_a_million_entries_wait() {
     let mut child = Child::start(&bench, "backlog", "one");
     child.wait_for_line("full");
     child.wait_for_line("taken");
-    // The most it ever had, not what it has now.
+    let peak = peak_memory(&child);
+    assert!(peak < LIMIT, "{} MiB", peak / MEBIBYTE);
+    child.finish();
+}
+
+/// The most that it ever had, not what it has now.
+fn peak_memory(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let peak = peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024;
-    assert!(peak < LIMIT, "{} MiB", peak / 1024 / 1024);
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Where large entries wait for the consumer.
+#[derive(Clone, Copy, Debug)]
+enum Where {
+    New,
+    PendingElsewhere,
+    OwnPending,
+}
+
+#[test]
+fn memory_is_bounded_in_bytes_while_large_entries_wait() {
+    for place in [Where::New, Where::PendingElsewhere, Where::OwnPending] {
+        assert_memory_is_bounded_while_large_entries_wait(place);
+    }
+}
+
+fn assert_memory_is_bounded_while_large_entries_wait(place: Where) {
+    const ENTRIES: usize = 600;
+    /// What the channel may hold, and a first reply of 16 entries, in the buffer and in pieces; the rest is the program.
+    const LIMIT: u64 = (8 + 2 * 16 + 24) * MEBIBYTE;
+    let bench = Bench::start();
+    bench.fill(ENTRIES, MEBIBYTE as usize);
+    match place {
+        Where::New => {}
+        Where::OwnPending => deliver_unread(&bench, "one"),
+        Where::PendingElsewhere => deliver_unread(&bench, "gone"),
+    }
+    let mut child = Child::start(&bench, "large", "one");
+    let full = child.wait_for_line("full");
+    child.wait_for_line("taken 600");
+    let peak = peak_memory(&child);
+    assert!(peak < LIMIT, "{place:?}: {} MiB, {full} queued", peak / MEBIBYTE);
     child.finish();
+    assert_eq!(bench.pending(), 0);
+}
+
+/// Makes all entries pending for this consumer, for long enough to be claimed, as `XREADGROUP` would; but that would send them.
+fn deliver_unread(bench: &Bench, consumer: &str) {
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    let script = "\
+        local first='-' while true do local entry=redis.call('XRANGE',KEYS[1],first,'+','COUNT',1)[1] \
+        if not entry then break end first='('..entry[1] \
+        redis.call('XCLAIM',KEYS[1],ARGV[1],ARGV[2],0,entry[1],'IDLE',60000,'RETRYCOUNT',1,'FORCE','JUSTID') end \
+        redis.call('XGROUP','SETID',KEYS[1],ARGV[1],'$')";
+    bench.server.command(&["EVAL", script, "1", &bench.key, GROUP, consumer]);
+}
+
+#[test]
+fn a_reply_that_would_be_too_long_is_followed_by_smaller_ones() {
+    const ENTRIES: usize = 60;
+    for place in [Where::New, Where::PendingElsewhere, Where::OwnPending] {
+        let bench = Bench::start();
+        bench.fill(ENTRIES, 1 << 20);
+        let params = PoolParams::from_url(&bench.server.url()).unwrap().max_reply(5 << 20);
+        let stream = StepStream::new(StepPool::connect(params).unwrap());
+        let (owner, claims) = match place {
+            Where::New => (None, false),
+            Where::PendingElsewhere => (Some("gone"), true),
+            Where::OwnPending => (Some("one"), false),
+        };
+        if let Some(owner) = owner {
+            deliver_unread(&bench, owner);
+        }
+        let consumer = stream.consumer(bench.input().consumer("one")).claim(claims).spawn().unwrap();
+        let count = if owner.is_some() { 2 } else { 1 };
+        for number in 0..ENTRIES {
+            let delivery = next(&consumer);
+            assert_eq!((crate::support::number(&delivery), delivery.delivery_count()), (number, count), "{place:?}");
+            delivery.ack().unwrap();
+        }
+        let stats = consumer.close().unwrap();
+        assert!(stats.reconnects <= 2, "{place:?}: {}", stats.reconnects);
+        assert_eq!(bench.pending(), 0);
+    }
+}
+
+#[test]
+fn an_entry_that_is_too_large_to_be_read_is_named_and_no_loop() {
+    for place in [Where::New, Where::PendingElsewhere, Where::OwnPending] {
+        let bench = Bench::start();
+        bench.publish(3);
+        bench.fill(1, 200_000);
+        let large = bench.server.command(&["XREVRANGE", &bench.key, "+", "-", "COUNT", "1"]);
+        let large = large.array()[0].array()[0].text();
+        let owner = match place {
+            Where::New => None,
+            Where::PendingElsewhere => Some("gone"),
+            Where::OwnPending => Some("one"),
+        };
+        if let Some(owner) = owner {
+            deliver_unread(&bench, owner);
+        }
+        let count = if owner.is_some() { 1 } else { 0 };
+        let params = PoolParams::from_url(&bench.server.url()).unwrap();
+        let small = StepStream::new(StepPool::connect(params.clone().max_reply(100_000)).unwrap());
+        let start = |stream: &StepStream| {
+            stream.consumer(bench.input().consumer("one")).max_deliveries(3).dead_letter(bench.dead()).spawn().unwrap()
+        };
+        // However often it is tried: no handler has it, so no attempt counts.
+        for attempt in 0..4 {
+            let connections = connections(&bench);
+            let consumer = start(&small);
+            let mut handed_out = 0;
+            let error = consumer.timeout_iter(LONG).find_map(|item| match item {
+                Ok(delivery) => {
+                    handed_out += 1;
+                    delivery.ack().unwrap();
+                    None
+                }
+                Err(error) => Some(error),
+            });
+            match error {
+                Some(Error::EntryTooLarge { stream_id, id, limit }) => {
+                    assert_eq!((&*stream_id, id.to_string(), limit), (bench.key.as_str(), large.clone(), 100_000));
+                }
+                other => panic!("{place:?}, attempt {attempt}: {other:?}"),
+            }
+            assert_eq!(handed_out, if attempt == 0 { 3 } else { 0 }, "{place:?}");
+            consumer.close().unwrap();
+            // Two for each consumer, and one or two more until it is certain which entry it is.
+            let more = self::connections(&bench) - connections;
+            assert!(more <= 5, "{place:?}: {more} connections");
+            let left = bench.pending_of("one");
+            assert_eq!((left.len(), &left[0].0, left[0].2), (1, &large, count), "{place:?}, attempt {attempt}");
+        }
+        // Whoever may read it gets it, and what is behind it.
+        bench.publish(1);
+        let consumer = start(&stream_at(&bench.server.url()));
+        let left = [next(&consumer), next(&consumer)].map(|left| (left.id().to_string(), left.delivery_count()));
+        assert_eq!(left[0], (large, count as u64 + 1), "{place:?}");
+        assert_eq!(left[1].1, 1);
+        assert_eq!(bench.server.command(&["XLEN", bench.dead().stream_id()]).int(), 0);
+    }
+}
+
+#[test]
+fn an_entry_that_is_too_large_to_be_buried_is_named_and_no_loop() {
+    let bench = Bench::start();
+    bench.fill(1, 200_000);
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    bench.server.command(&["XREADGROUP", "GROUP", GROUP, "one", "STREAMS", &bench.key, ">"]);
+    let (large, _, _) = bench.pending_of("one").remove(0);
+    bench.server.command(&["XCLAIM", &bench.key, GROUP, "one", "0", &large, "RETRYCOUNT", "3", "JUSTID"]);
+    let params = PoolParams::from_url(&bench.server.url()).unwrap().max_reply(100_000);
+    let stream = StepStream::new(StepPool::connect(params).unwrap());
+    let consumer = stream.consumer(bench.input().consumer("one")).max_deliveries(3).dead_letter(bench.dead());
+    let consumer = consumer.spawn().unwrap();
+    match consumer.timeout_iter(LONG).next() {
+        Some(Err(Error::EntryTooLarge { id, .. })) => assert_eq!(id.to_string(), large),
+        other => panic!("{other:?}"),
+    }
+    assert!(consumer.iter().next().is_none());
+    assert_eq!((bench.pending(), bench.pending_of("one")[0].2), (1, 3));
+}
+
+fn connections(bench: &Bench) -> u64 {
+    bench.server.info("stats")["total_connections_received"].trim().parse().unwrap()
 }
 
 #[test]

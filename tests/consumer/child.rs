@@ -111,6 +111,8 @@ fn a_child_plays_the_part_it_is_given() {
         "worker" => work(set),
         "slow" => handle_slowly(set),
         "backlog" => consume_backlog(set),
+        "large" => consume_large_entries(set),
+        "stopped" => stop_with_a_full_queue(set),
         "tidy" => leave_nothing_behind(set),
         other => panic!("no such part: {other}"),
     }
@@ -178,6 +180,36 @@ fn consume_backlog(mut set: Part) {
         delivery.unwrap().ack().unwrap();
     }
     set.note("taken");
+    wait_for_end_of_input();
+    consumer.close().unwrap();
+}
+
+/// Takes entries of 1 MiB that have piled up, in its own time.
+fn consume_large_entries(mut set: Part) {
+    const ENTRIES: usize = 600;
+    let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
+    let mut last = 0;
+    // Until the consumer has read ahead what it likes to.
+    wait_until(LONG, || {
+        thread::sleep(Duration::from_millis(300));
+        let queued = consumer.stats().queued;
+        queued > 0 && std::mem::replace(&mut last, queued) == queued
+    });
+    set.note(&format!("full {last}"));
+    for delivery in consumer.timeout_iter(LONG).take(ENTRIES) {
+        delivery.unwrap().ack().unwrap();
+    }
+    set.note(&format!("taken {}", consumer.stats().received));
+    wait_for_end_of_input();
+    consumer.close().unwrap();
+}
+
+/// Stops while nobody takes what has been read, and waits.
+fn stop_with_a_full_queue(mut set: Part) {
+    let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
+    wait_until(LONG, || consumer.stats().queued == 256);
+    consumer.stop_handle().stop();
+    set.note("stopped");
     wait_for_end_of_input();
     consumer.close().unwrap();
 }

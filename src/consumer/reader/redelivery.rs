@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{LOOK_AGAIN, Reader, WatchedConnection};
 use crate::commands::{self, Candidate, PendingEntry};
 use crate::consumer::in_flight::Phase;
-use crate::delivery::move_to_dead_letters;
+use crate::delivery::{Receipt, move_to_dead_letters};
 use crate::entry::{Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
 
@@ -89,11 +89,8 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         let mut after = EntryId::MIN;
         loop {
-            if self.waits_for_room() {
-                if shared.stopping.is_set() {
-                    return Ok(());
-                }
-                continue;
+            if !self.has_room() {
+                return Ok(());
             }
             let rows = self.size.now();
             let page = connection.ask(|server| commands::own_pending(server, &shared.key, after, rows))?;
@@ -151,12 +148,19 @@ impl Reader {
         }
         self.bury(connection, exhausted)?;
         let mut rest = good.as_slice();
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.size.now().min(rest.len()));
+        // What is not taken by the time of a stop is as it was.
+        while !rest.is_empty() && self.has_room() {
+            let (now, later) = rest.split_at(self.entries_that_fit().min(rest.len()));
             self.take(connection, now)?;
             rest = later;
         }
         Ok(())
+    }
+
+    /// Waits until the channel may take more bytes. `false`: it is time to stop.
+    fn has_room(&mut self) -> bool {
+        while !self.shared.stopping.is_set() && self.waits_for_room() {}
+        !self.shared.stopping.is_set()
     }
 
     /// What others left behind is found again, so there is no need to remember much of it.
@@ -173,11 +177,18 @@ impl Reader {
         self.own_pending.being_taken.extend(marks);
         (self.asked, self.asked_at) = (candidates.len(), Instant::now());
         let taken = connection.ask(|server| commands::take(server, &shared.key, candidates));
-        let taken = taken.map_err(|error| self.name_entry(error, candidates))?;
+        let taken = taken.map_err(|error| self.name_entry(error, candidates)).inspect_err(|error| {
+            if let (Error::EntryTooLarge { .. }, [candidate]) = (error, candidates) {
+                // No handler will have it, so the hand-out that was marked is taken back at the end.
+                let (id, deliveries) = (candidate.id(), candidate.next_hand_out);
+                let generation = shared.in_flight.set_aside(id);
+                self.not_enqueued.push(Receipt { id, deliveries, generation });
+            }
+        })?;
         for candidate in candidates {
             self.own_pending.being_taken.remove(&candidate.id());
         }
-        self.note_answer(&taken.entries);
+        self.note_answer(taken.entries.iter().map(|(entry, _)| entry));
         self.last_seen = self.last_seen.max(taken.entries.iter().map(|(entry, _)| entry.id()).max());
         if candidates.iter().any(Candidate::is_claim) {
             shared.counters.claimed.add(taken.entries.len() as u64);
@@ -243,7 +254,7 @@ impl Reader {
         let Some(output) = shared.dead_letters() else { return Ok(()) };
         let mut rest = exhausted.into_iter();
         loop {
-            let now: Vec<Candidate> = rest.by_ref().take(self.size.now()).collect();
+            let now: Vec<Candidate> = rest.by_ref().take(self.size.within(shared.settings.prefetch_bytes)).collect();
             if now.is_empty() || shared.stopping.is_set() {
                 return Ok(());
             }
@@ -251,6 +262,7 @@ impl Reader {
             (self.asked, self.asked_at) = (ids.len(), Instant::now());
             let contents = connection.ask(|server| commands::contents(server, &shared.key.stream_id, &ids));
             let contents = contents.map_err(|error| self.name_entry(error, &now))?;
+            self.note_answer(contents.iter().flatten());
             let mut deleted = Vec::new();
             for (candidate, content) in now.into_iter().zip(contents) {
                 let Some(entry) = content else {
