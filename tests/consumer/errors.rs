@@ -61,6 +61,38 @@ fn a_permission_that_is_withdrawn_is_fatal() {
     assert_eq!(bench.pending(), 0, "what was acknowledged before is confirmed");
 }
 
+/// The handlers notice nothing when acknowledgements are queued, so the loop has to tell.
+#[test]
+fn acknowledgements_that_are_refused_end_the_loop() {
+    for protocol in [2, 3] {
+        let (bench, _) = bench_with_user();
+        let stream = stream_at(&format!("redis://worker:secret@127.0.0.1:{}?protocol={protocol}", bench.server.port()));
+        bench.fill(100_000, 10);
+        let consumer = stream.consumer(bench.input()).spawn().unwrap();
+        next(&consumer).ack().unwrap();
+        bench.server.wait_until(|_| consumer.stats().acked == 1);
+        bench.server.command(&["ACL", "SETUSER", "worker", "-xack"]);
+        let mut acked = 1;
+        let ended = consumer.timeout_iter(LONG).find_map(|item| match item {
+            Ok(delivery) => {
+                acked += 1;
+                delivery.ack().unwrap();
+                None
+            }
+            Err(error) => Some(error),
+        });
+        let error = ended.expect("the loop goes on without an acknowledgement");
+        assert_eq!(error.code(), Some("NOPERM"), "{error:?}");
+        assert!(error.to_string().contains("XACK"), "{error}");
+        assert!(consumer.iter().next().is_none());
+        let rejected = bench.rejected_calls("xack");
+        assert!(rejected < 100, "{rejected} refused for {acked} acknowledgements");
+        let error = consumer.close().unwrap_err();
+        assert!(matches!(error, Error::AcksUnconfirmed { .. }), "{error:?}");
+        assert!(bench.pending() > 0, "what was not acknowledged comes again");
+    }
+}
+
 #[test]
 fn a_fatal_error_comes_behind_what_was_read_before_it() {
     let bench = Bench::start();

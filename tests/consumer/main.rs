@@ -13,6 +13,7 @@ mod dropping;
 mod errors;
 mod expiry;
 mod group_loss;
+mod idling;
 mod iterators;
 mod kills;
 mod leases;

@@ -2,6 +2,7 @@
 
 use crate::common::{Reply, Server, unique};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 use step_redis::{Consumer, ConsumerBuilder, Delivery, PoolParams, StepPool, StepStream, StreamInput, StreamOutput};
 
@@ -77,6 +78,13 @@ impl Bench {
         reply.array().iter().map(entry).collect()
     }
 
+    /// Makes all that is pending for this consumer look as if it had lain idle for the default `claim_idle`.
+    pub(crate) fn make_claimable(&self, consumer: &str) {
+        for (id, _, _) in self.pending_of(consumer) {
+            self.server.command(&["XCLAIM", &self.key, GROUP, consumer, "0", &id, "IDLE", "60000", "JUSTID"]);
+        }
+    }
+
     /// The names of the group's consumers.
     pub(crate) fn consumers(&self) -> Vec<String> {
         let reply = self.server.command(&["XINFO", "CONSUMERS", &self.key, GROUP]);
@@ -97,10 +105,40 @@ impl Bench {
 
     /// How often the server has carried out this command.
     pub(crate) fn calls(&self, command: &str) -> u64 {
+        self.command_statistic(command, "calls")
+    }
+
+    /// How often the server has refused this command without looking at it.
+    pub(crate) fn rejected_calls(&self, command: &str) -> u64 {
+        self.command_statistic(command, "rejected_calls")
+    }
+
+    fn command_statistic(&self, command: &str, name: &str) -> u64 {
         let stats = self.server.info("commandstats");
         let line = stats.get(&format!("cmdstat_{command}")).cloned().unwrap_or_default();
-        let calls = line.split(',').find_map(|part| part.strip_prefix("calls=")).unwrap_or("0").to_owned();
-        calls.parse().unwrap()
+        let value = line.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// The commands that clients send within this time, each as the server shows it to `MONITOR`, without those that scripts
+    /// call. The test itself must not ask the server anything meanwhile.
+    pub(crate) fn sent_within(&self, time: Duration) -> Vec<String> {
+        const END: &str = "the time is up";
+        let mut monitor = self.server.client().unwrap();
+        assert!(monitor.command(&["MONITOR"]).unwrap().is_ok());
+        thread::sleep(time);
+        self.server.command(&["ECHO", END]);
+        let mut sent = Vec::new();
+        loop {
+            let line = monitor.receive(LONG).unwrap().text();
+            let Some((from, command)) = line.split_once("] ") else { continue };
+            if command.contains(END) {
+                return sent;
+            }
+            if !from.ends_with(" lua") {
+                sent.push(command.to_owned());
+            }
+        }
     }
 
     /// Waits until the reader blocks at the server.

@@ -1,0 +1,154 @@
+//! What a consumer costs that has nothing to do: the commands it sends, and the threads it wakes. And that it is there at once
+//! when there is something.
+
+use crate::child::Child;
+use crate::common::Server;
+use crate::support::{Bench, GROUP, LONG, next, stream_at};
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+use step_redis::{StepStream, StreamInput};
+
+/// A server with a stream of ten entries, and the ways to reach it.
+fn benches() -> Vec<(Bench, StepStream)> {
+    let unix = Bench::on(Server::builder().unix().start());
+    let (resp3, resp2) = (Bench::start(), Bench::start());
+    let ways =
+        [(unix.server.url(), unix), (format!("{}?protocol=2", resp2.server.url()), resp2), (resp3.server.url(), resp3)];
+    ways.into_iter().map(|(url, bench)| (bench, stream_at(&url))).collect()
+}
+
+fn reads(sent: &[String]) -> usize {
+    sent.iter().filter(|command| command.to_ascii_uppercase().starts_with("\"XREADGROUP\"")).count()
+}
+
+#[test]
+fn an_idle_consumer_sends_two_commands_a_second_at_most_and_waits_as_long_as_it_was_told() {
+    thread::scope(|scope| {
+        for (bench, stream) in benches() {
+            scope.spawn(move || {
+                bench.publish(10);
+                let consumer = stream.consumer(bench.input()).spawn().unwrap();
+                (0..10).for_each(|_| next(&consumer).ack().unwrap());
+                bench.server.wait_until(|_| consumer.stats().acked == 10);
+                bench.wait_until_blocked();
+                let sent = bench.sent_within(Duration::from_secs(10));
+                assert!(sent.len() <= 20, "{}: {sent:#?}", sent.len());
+                // One every 5 s.
+                assert!(reads(&sent) <= 3, "{sent:#?}");
+                consumer.close().unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_longer_and_a_shorter_wait_timeout_is_obeyed() {
+    thread::scope(|scope| {
+        for (wait_timeout, expected) in [(Duration::from_secs(20), 0..=1), (Duration::from_millis(500), 7..=11)] {
+            scope.spawn(move || {
+                let bench = Bench::start();
+                let consumer = bench.stream.consumer(bench.input().wait_timeout(wait_timeout)).spawn().unwrap();
+                bench.wait_until_blocked();
+                let sent = bench.sent_within(Duration::from_secs(5));
+                assert!(expected.contains(&reads(&sent)), "{wait_timeout:?}: {sent:#?}");
+                consumer.close().unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn entries_that_are_pending_elsewhere_in_great_numbers_cost_an_idle_consumer_little() {
+    const ENTRIES: &str = "10000";
+    let bench = Bench::start();
+    bench.fill(ENTRIES.parse().unwrap(), 1);
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    // The other one is alive, so nothing of this can be claimed for the next minute.
+    bench.server.command(&["XREADGROUP", "GROUP", GROUP, "other", "COUNT", ENTRIES, "STREAMS", &bench.key, ">"]);
+    let consumer = bench.stream.consumer(bench.input()).batch(1).spawn().unwrap();
+    bench.wait_until_blocked();
+    let sent = bench.sent_within(Duration::from_secs(5));
+    assert!(sent.len() <= 5 * 10, "{}: {sent:#?}", sent.len());
+    assert!(reads(&sent) <= 2, "{sent:#?}");
+    assert_eq!(consumer.close().unwrap().claimed, 0);
+}
+
+#[test]
+fn what_is_given_back_is_found_within_a_second_while_reads_wait_for_longer() {
+    for (bench, stream) in benches() {
+        bench.publish(1);
+        let first = stream.consumer(bench.input()).claim(false).spawn().unwrap();
+        let mut held = next(&first);
+        let second = stream.consumer(bench.input()).spawn().unwrap();
+        let mut took = Vec::new();
+        for round in 0..5 {
+            bench.server.wait_until(|server| {
+                server.client_list().iter().filter(|client| client["flags"].contains('b')).count() == 2
+            });
+            held.release().unwrap();
+            let released = Instant::now();
+            held = next(&second);
+            took.push(released.elapsed());
+            assert_eq!(held.delivery_count(), round + 2);
+        }
+        took.sort_unstable();
+        // The keeper looks once a second; the rest is for a busy machine. A read waits for 5 s.
+        assert!(took[2] <= Duration::from_secs(1), "{took:?}");
+        assert!(took[4] <= Duration::from_secs(2), "{took:?}");
+        held.ack().unwrap();
+        (first.close().unwrap(), second.close().unwrap());
+    }
+}
+
+/// Entries whose time has come, at a consumer that is gone, and one that waits for new entries.
+#[test]
+fn what_becomes_claimable_is_found_within_a_second_while_reads_wait_for_longer() {
+    let bench = Bench::start();
+    bench.publish(300);
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    bench.server.command(&["XREADGROUP", "GROUP", GROUP, "gone", "COUNT", "300", "STREAMS", &bench.key, ">"]);
+    let consumer = bench.stream.consumer(StreamInput::new(bench.key.as_str(), GROUP)).spawn().unwrap();
+    bench.wait_until_blocked();
+    bench.make_claimable("gone");
+    let started = Instant::now();
+    for delivery in consumer.timeout_iter(LONG).take(300) {
+        let delivery = delivery.unwrap();
+        assert_eq!(delivery.delivery_count(), 2);
+        delivery.ack().unwrap();
+    }
+    // Three batches, each found by a look of its own.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    bench.server.wait_until(|_| bench.pending() == 0);
+    assert_eq!(consumer.close().unwrap().claimed, 300);
+}
+
+#[test]
+fn a_consumer_that_is_stopped_with_a_full_queue_wakes_nobody() {
+    let bench = Bench::start();
+    bench.publish(1_000);
+    let mut child = Child::start(&bench, "stopped", "one");
+    child.wait_for_line("stopped");
+    let switches = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", child.pid())).unwrap();
+        let switches = tasks.flatten().filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            let count = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok();
+            name.starts_with("step-redis").then(|| status.lines().filter_map(count).sum::<u64>())
+        });
+        switches.collect::<Vec<_>>()
+    };
+    let mut rates = Vec::new();
+    for _ in 0..3 {
+        let before = switches();
+        thread::sleep(Duration::from_secs(1));
+        let after = switches();
+        assert!(after.len() >= 3, "reader, keeper, and the thread that watches over the stop: {}", after.len());
+        rates.push(after.iter().sum::<u64>() - before.iter().sum::<u64>());
+    }
+    rates.sort_unstable();
+    // The keeper keeps what is queued, and looks around once a second.
+    assert!(rates[1] <= 20, "{rates:?} a second");
+    child.finish();
+}
