@@ -16,7 +16,7 @@ NIGHTLY ?= nightly
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## install a Redis server and openssl where they are missing (done by the targets that need them)
@@ -48,6 +48,10 @@ lint: ## formatting, clippy, documentation, and no async crate in the tree
 	found=$$(grep -E '$(ASYNC)' <<<"$$tree" || true); \
 	if [ -n "$$found" ]; then printf 'async crates in the dependency tree:\n%s\n' "$$found" >&2; exit 1; fi; \
 	echo "no async crate among $$(cut -d ' ' -f 1,2 <<<"$$tree" | sort -u | wc -l) crates"
+
+.PHONY: neighbours
+neighbours: ## build crates that depend on this one and on redis with other features
+	@.ci/neighbours
 
 .PHONY: bench
 bench: setup ## run the benchmarks (under 5 minutes); table and chart in target/bench (`make bench-record` keeps them)

@@ -181,7 +181,6 @@ fn is_lossy(value: &Value) -> bool {
             let shortened = is_without_user(error) || is_unknown_command(error);
             shortened || replaced(error.code()) || error.details().is_some_and(replaced)
         }
-        Value::BigNumber(digits) => std::str::from_utf8(digits).is_err(),
         Value::Array(values) | Value::Set(values) => values.iter().any(is_lossy),
         Value::Map(pairs) => pairs.iter().any(|(key, value)| is_lossy(key) || is_lossy(value)),
         Value::Attribute { data, attributes } => {
@@ -213,7 +212,7 @@ fn footprint(value: &Value) -> usize {
         pairs.capacity() * size_of::<(Value, Value)>() + inner
     };
     match value {
-        Value::BulkString(bytes) | Value::BigNumber(bytes) => bytes.capacity(),
+        Value::BulkString(bytes) => bytes.capacity(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.capacity(),
         Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => all(values),
         Value::Map(values) => pairs(values),

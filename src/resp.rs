@@ -12,8 +12,8 @@ mod refusal;
 use redis::{PushKind, Value, VerbatimFormat};
 
 pub(crate) use command::{Command, header, push_argument};
-use refusal::server_error;
 pub(crate) use refusal::{answer_within_script, redis_error};
+use refusal::{big_number, server_error};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
@@ -355,7 +355,7 @@ impl<'a> Cursor<'a> {
             Token::Nil => Value::Nil,
             Token::Double(value) => Value::Double(value),
             Token::Boolean(value) => Value::Boolean(value),
-            Token::BigNumber(line) => Value::BigNumber(line.to_vec()),
+            Token::BigNumber(line) => big_number(line)?,
             Token::Array(count) => Value::Array(self.values(count, depth)?),
             Token::Set(count) => Value::Set(self.values(count, depth)?),
             Token::Map(pairs) => Value::Map(self.pairs(pairs, depth)?),

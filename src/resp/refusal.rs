@@ -50,6 +50,13 @@ pub(super) fn server_error(text: &[u8]) -> Result<Value, Malformed> {
     redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")
 }
 
+/// A number without a bound. What the value holds depends on the `redis` crate's feature `num-bigint`, which any other crate
+/// in the build may turn on: only the crate's own parser knows.
+pub(super) fn big_number(line: &[u8]) -> Result<Value, Malformed> {
+    let reply = [b"(", line, b"\r\n"].concat();
+    redis::parse_redis_value(&reply).map_err(|_| "a big number that cannot be read")
+}
+
 /// How Redis 6.2 and 7.0 begin to say that a script's user lacks a permission.
 const WITHHELD: &str = "The user executing the script ";
 /// And how later versions do.
