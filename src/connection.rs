@@ -340,7 +340,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let params = PoolParams::new("127.0.0.1", listener.local_addr().unwrap().port());
         let deadline = Deadline::after(params.socket_timeout);
-        let socket = Socket::open(&params, &params.address(), deadline, &Interrupter::new()).unwrap();
+        let socket =
+            Socket::open(&params, &params.address(), &Default::default(), deadline, &Interrupter::new()).unwrap();
         let mut connection = Connection::new(socket, params.address(), &params);
         drop(listener);
         let request = redis::cmd("SET").arg("key").arg(vec![b'x'; KEPT_SIZE]).get_packed_command();

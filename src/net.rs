@@ -3,16 +3,20 @@
 //! Every call is bounded by a [`Deadline`] as a whole, not by a time limit for each system call: a peer that sends a byte
 //! now and then gains nothing. TLS stands on top of the same bounded socket, so its handshake and records obey too.
 
+mod look_up;
 mod open;
+mod system;
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{ConnectStep, Error, Result};
 use crate::params::PoolParams;
 use crate::signal::{Signal, lock};
-use open::{look_up, open_tcp, open_unix};
+use look_up::look_up;
+use open::{open_tcp, open_unix};
 
 /// A time limit that has begun to run.
 #[derive(Clone, Copy, Debug)]
@@ -58,20 +62,21 @@ impl Deadline {
 /// fails, and the connection is never used again. Clones interrupt the same connection.
 #[derive(Clone, Debug)]
 pub struct Interrupter {
-    socket: Arc<Mutex<Weak<socket2::Socket>>>,
+    /// Several, while more than one address is tried.
+    sockets: Arc<Mutex<Vec<Weak<socket2::Socket>>>>,
     interrupted: Signal,
 }
 
 impl Interrupter {
     pub(crate) fn new() -> Interrupter {
-        Interrupter { socket: Arc::default(), interrupted: Signal::new() }
+        Interrupter { sockets: Arc::default(), interrupted: Signal::new() }
     }
 
     /// Shuts the connection down. The call returns at once; a second call does nothing.
     pub fn interrupt(&self) {
-        let socket = lock(&self.socket);
+        let sockets = lock(&self.sockets);
         self.interrupted.set();
-        if let Some(socket) = socket.upgrade() {
+        for socket in sockets.iter().filter_map(Weak::upgrade) {
             // Fails only when the peer was faster, which is just as good.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
@@ -85,11 +90,12 @@ impl Interrupter {
     /// From now on an interruption hits this socket. Fails when it has already come.
     fn watch(&self, socket: &Arc<socket2::Socket>) -> io::Result<()> {
         // Under the lock, so that an interruption comes either before, and is seen here, or after, and finds the socket.
-        let mut watched = lock(&self.socket);
+        let mut watched = lock(&self.sockets);
         if self.interrupted.is_set() {
             return Err(interrupted());
         }
-        *watched = Arc::downgrade(socket);
+        watched.retain(|socket| socket.strong_count() > 0);
+        watched.push(Arc::downgrade(socket));
         Ok(())
     }
 }
@@ -123,10 +129,7 @@ impl BoundedSocket {
 
     /// Whether an idle socket is as it should be: open, with nothing to read.
     fn idle_state(&self) -> io::Result<IdleState> {
-        self.socket.set_nonblocking(true)?;
-        let peeked = self.socket.peek(&mut [std::mem::MaybeUninit::uninit()]);
-        self.socket.set_nonblocking(false)?;
-        match peeked {
+        match system::peek(&self.socket) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(IdleState::HasData),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(IdleState::Quiet),
@@ -180,7 +183,7 @@ impl Write for BoundedSocket {
                 self.socket.set_write_timeout(Some(timeout))?;
                 self.write_timeout = timeout;
             }
-            match (&*self.socket).write(buffer) {
+            match system::send(&self.socket, buffer) {
                 Err(error) if is_call_timeout(&error) => self.fresh = false,
                 result => return result,
             }
@@ -207,6 +210,10 @@ pub(crate) fn is_deadline(error: &io::Error) -> bool {
 #[cfg(feature = "tls")]
 type TlsStream = rustls::StreamOwned<rustls::ClientConnection, BoundedSocket>;
 
+/// The address of a server by which it was reached the last time.
+#[derive(Debug, Default)]
+pub(crate) struct LastGood(Mutex<Option<SocketAddr>>);
+
 /// The connection's byte stream: plain, or TLS on top of the plain one.
 #[derive(Debug)]
 pub(crate) enum Socket {
@@ -221,6 +228,7 @@ impl Socket {
     pub(crate) fn open(
         params: &PoolParams,
         address: &Arc<str>,
+        last_good: &LastGood,
         deadline: Deadline,
         interrupter: &Interrupter,
     ) -> Result<Socket> {
@@ -230,8 +238,11 @@ impl Socket {
             None => {
                 let addresses = look_up(&params.host, params.port, deadline, interrupter)
                     .map_err(|error| Error::connect(address, ConnectStep::Resolve, error))?;
-                open_tcp(&addresses, params, deadline, interrupter)
-                    .map_err(|error| Error::connect(address, ConnectStep::Open, error))?
+                let tried_first = *lock(&last_good.0);
+                let (socket, good) = open_tcp(&addresses, tried_first, params, deadline, interrupter)
+                    .map_err(|error| Error::connect(address, ConnectStep::Open, error))?;
+                *lock(&last_good.0) = Some(good);
+                socket
             }
         };
         Ok(Socket::Plain(BoundedSocket::new(socket, deadline)))
@@ -283,7 +294,7 @@ impl Socket {
     /// An interrupter for this socket alone.
     pub(crate) fn interrupter(&self) -> Interrupter {
         let socket = Arc::downgrade(&self.bounded().socket);
-        Interrupter { socket: Arc::new(Mutex::new(socket)), interrupted: Signal::new() }
+        Interrupter { sockets: Arc::new(Mutex::new(vec![socket])), interrupted: Signal::new() }
     }
 
     /// Looks whether the peer closed an idle socket, or sent something unasked, without waiting.

@@ -7,7 +7,7 @@ use redis::RedisError;
 
 use super::Connection;
 use crate::error::{ConnectStep, Error, Result};
-use crate::net::{Deadline, Interrupter, Socket};
+use crate::net::{Deadline, Interrupter, LastGood, Socket};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
 
@@ -19,6 +19,7 @@ const TLS_ALERT: u8 = 0x15;
 pub(crate) struct Connector {
     params: PoolParams,
     address: Arc<str>,
+    last_good: LastGood,
     #[cfg(feature = "tls")]
     tls: Option<(Arc<rustls::ClientConfig>, rustls::pki_types::ServerName<'static>)>,
     #[cfg(feature = "tls")]
@@ -31,6 +32,7 @@ impl Connector {
         params.validate()?;
         Ok(Connector {
             address: params.address(),
+            last_good: LastGood::default(),
             #[cfg(feature = "tls")]
             tls: match &params.tls {
                 Some(tls) => Some((crate::tls::client_config(tls)?, crate::tls::server_name(tls, &params.host)?)),
@@ -60,7 +62,7 @@ impl Connector {
     /// The same, within `limit` or `socket_connect_timeout`, whichever is shorter.
     pub(crate) fn connect_within(&self, limit: Duration, interrupter: &Interrupter) -> Result<Connection> {
         let deadline = Deadline::after(limit.min(self.params.socket_connect_timeout));
-        let socket = Socket::open(&self.params, &self.address, deadline, interrupter)?;
+        let socket = Socket::open(&self.params, &self.address, &self.last_good, deadline, interrupter)?;
         #[cfg(feature = "tls")]
         let socket = match (&self.tls, &self.params.tls) {
             (Some((config, name)), Some(tls)) => {

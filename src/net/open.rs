@@ -1,129 +1,133 @@
 //! Opening TCP and Unix sockets before a deadline.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
+use super::system::{begin_connect, wait_for_any, without_signals};
 use super::{Deadline, Interrupter, interrupted, is_call_timeout};
 use crate::params::PoolParams;
-use crate::signal::{Signal, lock};
 
-/// A host and a port.
-type Target = (String, u16);
+/// How long an address has to answer before the next one is tried beside it (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// The look-ups that are under way in this process; few at any time.
-static UNDER_WAY: Mutex<Vec<(Target, Arc<LookUp>)>> = Mutex::new(Vec::new());
-
-/// What the resolver finds, for all who wait for it.
-#[derive(Debug)]
-struct LookUp {
-    ended: Signal,
-    /// The signals that somebody waits for beside this one's end.
-    waiters: Mutex<Vec<Signal>>,
-    found: OnceLock<Result<Vec<SocketAddr>, Arc<io::Error>>>,
-}
-
-/// The addresses of a host. The system's resolver knows no time limit, so it runs in a thread of its own, which is left
-/// behind when it takes too long and ends when the resolver gives up. Until then, whoever looks for the same host and port
-/// waits for that thread's result: a resolver that hangs costs one thread, however many attempts are made.
-pub(super) fn look_up(
-    host: &str,
-    port: u16,
-    deadline: Deadline,
-    interrupter: &Interrupter,
-) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![SocketAddr::new(address, port)]);
-    }
-    let look_up = begin((host.to_owned(), port), |target| target.to_socket_addrs().map(Vec::from_iter))?;
-    let (remaining, interruption) = (deadline.remaining()?, &interrupter.interrupted);
-    lock(&look_up.waiters).push(interruption.clone());
-    let ended = interruption.wait_or(remaining, || look_up.ended.is_set());
-    lock(&look_up.waiters).retain(|waiter| !waiter.is(interruption));
-    if interruption.is_set() {
-        return Err(interrupted());
-    }
-    if !ended {
-        return Err(deadline.expired());
-    }
-    match look_up.found.get() {
-        Some(Ok(addresses)) if addresses.is_empty() => {
-            Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
-        }
-        Some(Ok(addresses)) => Ok(addresses.clone()),
-        Some(Err(error)) => Err(io::Error::new(error.kind(), Arc::clone(error))),
-        None => Err(io::Error::other("the resolver thread ended without an answer")),
-    }
-}
-
-/// Starts to look this up, or joins the look-up that is under way.
-fn begin(
-    target: Target,
-    resolve: impl FnOnce(&Target) -> io::Result<Vec<SocketAddr>> + Send + 'static,
-) -> io::Result<Arc<LookUp>> {
-    let mut under_way = lock(&UNDER_WAY);
-    if let Some((_, look_up)) = under_way.iter().find(|(other, _)| *other == target) {
-        return Ok(Arc::clone(look_up));
-    }
-    let look_up = Arc::new(LookUp { ended: Signal::new(), waiters: Mutex::default(), found: OnceLock::new() });
-    let running = Running { target: target.clone(), look_up: Arc::clone(&look_up) };
-    std::thread::Builder::new().name("step-redis-lookup".into()).spawn(move || {
-        // The first and only time that it is set.
-        let _ = running.look_up.found.set(resolve(&running.target).map_err(Arc::new));
-    })?;
-    under_way.push((target, Arc::clone(&look_up)));
-    Ok(look_up)
-}
-
-/// Ends a look-up when its thread ends, however that comes about: who asks from then on begins another.
-struct Running {
-    target: Target,
-    look_up: Arc<LookUp>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        lock(&UNDER_WAY).retain(|(target, _)| *target != self.target);
-        self.look_up.ended.set();
-        lock(&self.look_up.waiters).iter().for_each(Signal::nudge);
-    }
-}
-
-/// Tries the addresses in turn. Each gets its share of the time that is left, so that a first one which swallows packets
-/// does not use up the chance of the next.
+/// Tries the addresses, the next one whenever those before have failed or were silent for a while, and takes the first that
+/// answers ("Happy Eyeballs", RFC 8305): an address that swallows packets costs a moment, not the time limit. `last_good`
+/// is tried first, if it is among them.
 pub(super) fn open_tcp(
     addresses: &[SocketAddr],
+    last_good: Option<SocketAddr>,
     params: &PoolParams,
     deadline: Deadline,
     interrupter: &Interrupter,
-) -> io::Result<Arc<socket2::Socket>> {
+) -> io::Result<(Arc<Socket>, SocketAddr)> {
+    let mut untried = in_order(addresses, last_good).into_iter().peekable();
+    // When all others have failed, a silent address gets its share of the time, not all of it: they are tried again sooner.
+    let share = deadline.limit() / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut under_way: Vec<Attempt> = Vec::new();
+    let mut next_attempt = Instant::now();
     let mut failure = None;
-    for (index, address) in addresses.iter().enumerate() {
-        let addresses_left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-        let share = deadline.remaining()? / addresses_left;
-        match open_tcp_address(*address, params, share, interrupter) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => failure = Some(error),
+    loop {
+        let remaining = deadline.remaining()?;
+        if under_way.is_empty() || next_attempt <= Instant::now() {
+            match untried.next() {
+                Some(address) => {
+                    match Attempt::begin(address, params, interrupter) {
+                        Ok((attempt, true)) => return attempt.finish(),
+                        Ok((attempt, false)) => under_way.push(attempt),
+                        Err(error) => {
+                            failure = Some(error);
+                            continue;
+                        }
+                    }
+                    next_attempt = Instant::now() + ATTEMPT_DELAY;
+                }
+                None if under_way.is_empty() => {
+                    return Err(failure.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+                }
+                None => {}
+            }
         }
-    }
-    match failure {
-        Some(error) if error.kind() == io::ErrorKind::TimedOut => Err(deadline.expired()),
-        Some(error) => Err(error),
-        None => Err(io::ErrorKind::NotFound.into()),
+        // Never for much longer than until the next attempt: not everywhere does shutting a socket down end this wait.
+        let until_next = next_attempt.saturating_duration_since(Instant::now());
+        let pause = if untried.peek().is_some() { until_next } else { ATTEMPT_DELAY };
+        let ready = wait_for_any(under_way.iter().map(|attempt| &*attempt.socket), pause.min(remaining))?;
+        if interrupter.interrupted.is_set() {
+            return Err(interrupted());
+        }
+        let mut silent = Vec::new();
+        for (attempt, is_ready) in under_way.into_iter().zip(ready) {
+            match is_ready.then(|| attempt.outcome()) {
+                None => silent.push(attempt),
+                Some(Ok(())) => return attempt.finish(),
+                Some(Err(error)) => {
+                    failure = Some(error);
+                    next_attempt = Instant::now();
+                }
+            }
+        }
+        under_way = silent;
+        if failure.is_some() && untried.peek().is_none() {
+            under_way.retain(|attempt| attempt.begun.elapsed() < share);
+        }
     }
 }
 
-fn open_tcp_address(
+/// The one that worked the last time first, and then one of each family in turn: when one of the two leads nowhere, it holds up
+/// the other once at most. Otherwise as the resolver sorted them.
+fn in_order(addresses: &[SocketAddr], last_good: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let first = last_good.filter(|address| addresses.contains(address));
+    let rest = || addresses.iter().copied().filter(|address| Some(*address) != first);
+    let family = first.or(addresses.first().copied()).is_some_and(|address| address.is_ipv6());
+    let mut same = rest().filter(|address| address.is_ipv6() == family);
+    let mut other = rest().filter(|address| address.is_ipv6() != family);
+    let mut ordered = Vec::with_capacity(addresses.len());
+    ordered.extend(first.or_else(|| same.next()));
+    while ordered.len() < addresses.len() {
+        let length = ordered.len();
+        ordered.extend(other.next());
+        ordered.extend(same.next());
+        if ordered.len() == length {
+            break;
+        }
+    }
+    ordered
+}
+
+/// A TCP connection that is being made.
+struct Attempt {
     address: SocketAddr,
-    params: &PoolParams,
-    limit: Duration,
-    interrupter: &Interrupter,
-) -> io::Result<Arc<socket2::Socket>> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
-    let socket = Arc::new(socket);
+    socket: Arc<Socket>,
+    begun: Instant,
+}
+
+impl Attempt {
+    /// Begins; whether it is done already.
+    fn begin(address: SocketAddr, params: &PoolParams, interrupter: &Interrupter) -> io::Result<(Attempt, bool)> {
+        let socket = Arc::new(Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?);
+        configure(&socket, params)?;
+        interrupter.watch(&socket)?;
+        socket.set_nonblocking(true)?;
+        let is_done = begin_connect(&socket, address)?;
+        Ok((Attempt { address, socket, begun: Instant::now() }, is_done))
+    }
+
+    /// How it ended.
+    fn outcome(&self) -> io::Result<()> {
+        self.socket.take_error()?.map_or(Ok(()), Err)
+    }
+
+    fn finish(self) -> io::Result<(Arc<Socket>, SocketAddr)> {
+        self.socket.set_nonblocking(false)?;
+        Ok((self.socket, self.address))
+    }
+}
+
+fn configure(socket: &Socket, params: &PoolParams) -> io::Result<()> {
+    without_signals(socket)?;
     // Requests are written in one piece each: waiting to fill a segment only costs time.
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(params.socket_keep_idle).with_interval(params.socket_keep_alive);
@@ -137,9 +141,7 @@ fn open_tcp_address(
         // The kernel counts the milliseconds in an `int`.
         socket.set_tcp_user_timeout(Some(silence.min(Duration::from_millis(i32::MAX as u64))))?;
     }
-    interrupter.watch(&socket)?;
-    socket.connect_timeout(&SockAddr::from(address), limit.max(Duration::from_millis(1)))?;
-    Ok(socket)
+    Ok(())
 }
 
 /// A full backlog makes the connect of a Unix socket wait, and only a send timeout bounds that (unix(7)).
@@ -148,10 +150,14 @@ pub(super) fn open_unix(
     path: &std::path::Path,
     deadline: Deadline,
     interrupter: &Interrupter,
-) -> io::Result<Arc<socket2::Socket>> {
-    let socket = Arc::new(socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?);
+) -> io::Result<Arc<Socket>> {
+    let socket = Arc::new(Socket::new(Domain::UNIX, Type::STREAM, None)?);
+    without_signals(&socket)?;
+    interrupter.watch(&socket)?;
     loop {
-        interrupter.watch(&socket)?;
+        if interrupter.interrupted.is_set() {
+            return Err(interrupted());
+        }
         // In slices, as shutting the socket down does not end this wait.
         let slice = deadline.remaining()?.min(Duration::from_millis(50));
         socket.set_write_timeout(Some(slice.max(Duration::from_millis(1))))?;
@@ -164,63 +170,131 @@ pub(super) fn open_unix(
 }
 
 #[cfg(not(unix))]
-pub(super) fn open_unix(_: &std::path::Path, _: Deadline, _: &Interrupter) -> io::Result<Arc<socket2::Socket>> {
+pub(super) fn open_unix(_: &std::path::Path, _: Deadline, _: &Interrupter) -> io::Result<Arc<Socket>> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no Unix sockets"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv6Addr, TcpListener, TcpStream};
+
     use super::*;
 
-    #[test]
-    fn however_many_wait_for_a_name_it_is_looked_up_once_at_a_time() {
-        let target = || ("a-name-for-this-test.invalid".to_owned(), 1);
-        let address = SocketAddr::from(([192, 0, 2, 1], 1));
-        let (release, hangs) = std::sync::mpsc::channel::<()>();
-        let first = begin(target(), move |_| {
-            let _ = hangs.recv();
-            Ok(vec![address])
-        });
-        let first = first.unwrap();
-        let limit = Duration::from_millis(20);
-        let (host, port) = target();
-        for _ in 0..3 {
-            let error = look_up(&host, port, Deadline::after(limit), &Interrupter::new()).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-            assert!(Arc::ptr_eq(&first, &begin(target(), |_| panic!("looked up twice")).unwrap()));
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// An address that answers nothing: the queue of connections that nobody accepts is full.
+    struct Hole {
+        address: SocketAddr,
+        _listener: Socket,
+        _queued: Vec<TcpStream>,
+    }
+
+    impl Hole {
+        fn dig(at: &str) -> Hole {
+            let address: SocketAddr = at.parse().unwrap();
+            let listener = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+            listener.bind(&address.into()).unwrap();
+            listener.listen(0).unwrap();
+            let address = listener.local_addr().unwrap().as_socket().unwrap();
+            let mut queued = Vec::new();
+            while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+                queued.push(stream);
+            }
+            Hole { address, _listener: listener, _queued: queued }
         }
-        std::thread::scope(|scope| {
-            let waiting = [(); 3].map(|()| {
-                let joined = begin(target(), |_| panic!("looked up twice")).unwrap();
-                scope.spawn(move || joined.ended.wait(Duration::from_secs(20)) && joined.found.get().is_some())
-            });
-            drop(release);
-            assert!(waiting.into_iter().all(|waiting| waiting.join().unwrap()));
-        });
-        // What has ended is not kept: an answer may change.
-        let next = begin(target(), |_| Err(io::ErrorKind::NotFound.into())).unwrap();
-        assert!(!Arc::ptr_eq(&first, &next) && next.ended.wait(Duration::from_secs(20)));
-        assert_eq!(next.found.get().unwrap().as_ref().unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(first.found.get().unwrap().as_ref().unwrap(), &[address]);
+    }
+
+    fn open(addresses: &[SocketAddr], last_good: Option<SocketAddr>, limit: Duration) -> io::Result<SocketAddr> {
+        let (params, interrupter) = (PoolParams::default(), Interrupter::new());
+        let opened = open_tcp(addresses, last_good, &params, Deadline::after(limit), &interrupter);
+        opened.map(|(socket, address)| {
+            assert!(!socket.nonblocking().unwrap());
+            assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(address));
+            address
+        })
     }
 
     #[test]
-    fn an_interruption_ends_the_wait_for_a_name_that_hangs() {
-        let (release, hangs) = std::sync::mpsc::channel::<()>();
-        let (host, port) = ("another-name-for-this-test.invalid", 1);
-        let hanging = begin((host.to_owned(), port), move |_| {
-            let _ = hangs.recv();
-            Err(io::ErrorKind::NotFound.into())
-        });
-        let (deadline, interrupter) = (Deadline::after(Duration::from_secs(20)), Interrupter::new());
+    fn an_address_that_answers_nothing_costs_a_moment_and_the_one_that_worked_is_tried_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let holes = [Hole::dig("127.0.0.1:0"), Hole::dig("127.0.0.1:0")];
+        let addresses = [holes[0].address, holes[1].address, good];
+        let started = Instant::now();
+        assert_eq!(open(&addresses, None, LONG).unwrap(), good);
+        let took = started.elapsed();
+        assert!(took >= 2 * ATTEMPT_DELAY && took < LONG / 4, "{took:?}");
+        // None is given up because the next was tried: a slow one may still be the only one.
+        drop(listener);
+        let error = open(&addresses, None, 4 * ATTEMPT_DELAY).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::ConnectionRefused), "{error}");
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let started = Instant::now();
+        assert_eq!(open(&[holes[0].address, good], Some(good), LONG).unwrap(), good);
+        assert!(started.elapsed() < ATTEMPT_DELAY);
+        // What worked once and is no address of the host any more is not tried.
+        assert_eq!(open(&[good], Some(holes[0].address), LONG).unwrap(), good);
+    }
+
+    #[test]
+    fn a_refusal_does_not_wait_for_the_next_turn() {
+        let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let started = Instant::now();
+        assert_eq!(open(&[refused, refused, good], None, LONG).unwrap(), good);
+        assert!(started.elapsed() < ATTEMPT_DELAY);
+        assert_eq!(open(&[refused, refused], None, LONG).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(open(&[], None, LONG).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // With one that is silent it takes the share of that one, not all of the time.
+        let hole = Hole::dig("127.0.0.1:0");
+        let limit = 8 * ATTEMPT_DELAY;
+        let started = Instant::now();
+        let error = open(&[hole.address, refused], None, limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(started.elapsed() >= limit / 2 && started.elapsed() < limit, "{:?}", started.elapsed());
+        let started = Instant::now();
+        let error = open(&[hole.address], None, limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(started.elapsed() >= limit, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn an_interruption_ends_the_wait_for_addresses_that_answer_nothing() {
+        let holes = [Hole::dig("127.0.0.1:0"), Hole::dig("127.0.0.1:0")];
+        let addresses = [holes[0].address, holes[1].address];
+        let (params, interrupter, deadline) = (PoolParams::default(), Interrupter::new(), Deadline::after(LONG));
         let error = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| look_up(host, port, deadline, &interrupter));
+            let waiting = scope.spawn(|| open_tcp(&addresses, None, &params, deadline, &interrupter));
+            let started = Instant::now();
+            while crate::signal::lock(&interrupter.sockets).len() < addresses.len() {
+                assert!(started.elapsed() < LONG, "the second address was not tried");
+                std::thread::yield_now();
+            }
+            let interrupted_at = Instant::now();
             interrupter.interrupt();
-            waiting.join().unwrap().unwrap_err()
+            let error = waiting.join().unwrap().unwrap_err();
+            assert!(interrupted_at.elapsed() < LONG / 10);
+            error
         });
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-        drop(release);
-        assert!(hanging.unwrap().ended.wait(Duration::from_secs(20)));
+        let error = open_tcp(&addresses, None, &params, deadline, &interrupter).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[test]
+    fn the_families_take_turns() {
+        let v4 = |last| SocketAddr::from(([192, 0, 2, last], 1));
+        let v6 = |last| SocketAddr::from((Ipv6Addr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]), 1));
+        let resolved = [v6(1), v6(2), v6(3), v4(1)];
+        assert_eq!(in_order(&resolved, None), [v6(1), v4(1), v6(2), v6(3)]);
+        assert_eq!(in_order(&resolved, Some(v4(1))), [v4(1), v6(1), v6(2), v6(3)]);
+        assert_eq!(in_order(&resolved, Some(v6(2))), [v6(2), v4(1), v6(1), v6(3)]);
+        assert_eq!(in_order(&resolved, Some(v4(9))), [v6(1), v4(1), v6(2), v6(3)]);
+        assert_eq!(in_order(&[v4(1), v4(1)], None), [v4(1), v4(1)]);
+        assert_eq!(in_order(&[], None), []);
     }
 
     #[test]
@@ -234,7 +308,7 @@ mod tests {
         };
         let deadline = Deadline::after(Duration::from_secs(20));
         let addresses = [listener.local_addr().unwrap()];
-        let socket = open_tcp(&addresses, &params, deadline, &Interrupter::new()).unwrap();
+        let socket = open_tcp(&addresses, None, &params, deadline, &Interrupter::new()).unwrap().0;
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         #[cfg(any(target_os = "linux", target_os = "android"))]
         {
