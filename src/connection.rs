@@ -1,26 +1,25 @@
 //! One connection: requests and replies under deadlines, and the flag that retires it after any failure.
 
+mod commands;
 mod greeting;
 mod reply;
+mod unasked;
 
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{ConnectionLike, RedisResult, Value};
-
 use crate::error::{Error, Result};
-use crate::net::{Deadline, IdleState, Interrupter, Socket, is_deadline};
-use crate::params::PoolParams;
+use crate::net::{Deadline, Interrupter, Socket, is_deadline, is_hang_up};
+use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
 
+use commands::Answers;
 pub(crate) use greeting::Connector;
 pub(crate) use reply::Reply;
 use reply::ReplyBuffer;
 
-/// A connection that was used within this time is used again without a look at its socket.
-const SURELY_ALIVE: Duration = Duration::from_millis(10);
 /// A socket's empty send buffer takes so much without waiting: Linux gives it 4 KiB at the very least.
 const SURELY_BUFFERED: usize = 2 * 1024;
 /// Buffers that grew beyond this for one long request or reply shrink back afterwards.
@@ -38,6 +37,7 @@ pub struct Connection {
     socket: Socket,
     address: Arc<str>,
     socket_timeout: Duration,
+    protocol: Protocol,
     db: i64,
     client_id: Option<u64>,
     /// Commands that were encoded and not yet sent; kept for its capacity.
@@ -47,6 +47,15 @@ pub struct Connection {
     owed: usize,
     /// So many of them are for commands that have left.
     under_way: usize,
+    /// Whether the peer has ever answered. What comes before the first request is its word on the connection.
+    greeted: bool,
+    /// Replies that will come and that nobody waits for.
+    unawaited: usize,
+    answers: Answers,
+    /// Writing has failed. What the peer said before can be read still, and when that is over, this is what happened.
+    write_failure: Option<(std::io::Error, bool)>,
+    /// The server's reason for reading no further requests.
+    refusal: Option<Box<str>>,
     broken: bool,
     /// The server said that it is not, or not now, the one to talk to.
     retired: bool,
@@ -59,12 +68,18 @@ impl Connection {
             socket,
             address,
             socket_timeout: params.socket_timeout,
+            protocol: params.protocol,
             db: params.db,
             client_id: None,
             request: Vec::new(),
             replies: ReplyBuffer::new(params.max_reply),
             owed: 0,
             under_way: 0,
+            greeted: false,
+            unawaited: 0,
+            answers: Answers::All,
+            write_failure: None,
+            refusal: None,
             broken: false,
             retired: false,
             last_used: Instant::now(),
@@ -89,13 +104,13 @@ impl Connection {
     /// Whether it must not be used again: it has failed, the server is failing over, or somebody left in the middle of a
     /// request.
     pub(crate) fn is_broken(&self) -> bool {
-        self.broken || self.retired || self.owed > 0 || !self.request.is_empty() || self.has_reply_too_many()
-    }
-
-    /// Whether something lies in the buffer that nobody asked for, other than a push: the next command would take it for
-    /// its own reply.
-    fn has_reply_too_many(&self) -> bool {
-        self.owed == 0 && self.replies.first().is_some_and(|first| first != b'>')
+        self.broken
+            || self.retired
+            || self.write_failure.is_some()
+            || self.answers != Answers::All
+            || self.owed > 0
+            || !self.request.is_empty()
+            || self.has_reply_too_many()
     }
 
     /// Ordinary commands wait no longer than this from now on.
@@ -152,11 +167,19 @@ impl Connection {
     }
 
     fn write_request(&mut self) -> Result<()> {
-        if self.broken {
+        if self.write_failure.is_some() && self.under_way > 0 {
+            // Nothing leaves any more, and the replies that stand before this one's still have to be read.
+            self.request_has_left();
+            return Ok(());
+        }
+        if self.broken || self.write_failure.is_some() {
             // A reply that comes late would be taken for this request's.
             let failed_before =
                 std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection has failed before");
             return Err(self.failed(failed_before, false));
+        }
+        if self.under_way == 0 && self.greeted {
+            self.set_unasked_aside()?;
         }
         self.last_used = self.socket.deadline().started();
         let mut sent = 0;
@@ -164,15 +187,30 @@ impl Connection {
             match self.socket.write(rest) {
                 Ok(0) => return Err(self.failed(std::io::ErrorKind::WriteZero.into(), sent > 0 || self.under_way > 0)),
                 Ok(written) => sent += written,
-                Err(error) => return Err(self.failed(error, sent > 0 || self.under_way > 0)),
+                Err(error) => return self.write_failed(error, sent > 0 || self.under_way > 0),
             }
         }
         if let Err(error) = self.socket.flush() {
-            return Err(self.failed(error, true));
+            return self.write_failed(error, true);
         }
+        self.request_has_left();
+        Ok(())
+    }
+
+    fn request_has_left(&mut self) {
         self.under_way = self.owed;
         self.request.clear();
         self.request.shrink_to(KEPT_SIZE);
+    }
+
+    /// A peer that refuses a request while it is still being written says why and hangs up. Then what it said is the answer,
+    /// and to receive it is all that is left to do.
+    fn write_failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Result<()> {
+        if !is_hang_up(&error) || !self.socket.has_data().unwrap_or(false) {
+            return Err(self.failed(error, outcome_unknown));
+        }
+        self.write_failure = Some((error, outcome_unknown));
+        self.request_has_left();
         Ok(())
     }
 
@@ -184,18 +222,22 @@ impl Connection {
                 Ok(Some((start, _))) if self.replies.byte(start) == Some(b'>') => {
                     log::trace!("{}: a push message is set aside", self.address);
                 }
+                Ok(Some(_)) if self.unawaited > 0 => self.unawaited -= 1,
                 Ok(Some(reply)) => break reply,
                 Ok(None) => match self.replies.fill(&mut self.socket) {
-                    Ok(0) => return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into(), true)),
+                    Ok(0) => return Err(self.ended(std::io::ErrorKind::UnexpectedEof.into())),
                     Ok(_) => {}
-                    Err(error) => return Err(self.failed(error, true)),
+                    Err(error) => return Err(self.ended(error)),
                 },
                 Err(reason) => return Err(self.unacceptable(reason)),
             }
         };
         self.owed = self.owed.saturating_sub(1);
         self.under_way = self.under_way.saturating_sub(1);
-        self.retired |= is_failing_over(self.replies.bytes(start, end));
+        self.greeted = true;
+        if self.replies.byte(start) == Some(b'-') {
+            self.note_error(start, end);
+        }
         Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
     }
 
@@ -217,26 +259,6 @@ impl Connection {
         }
     }
 
-    /// Looks after a connection that may have lain idle, before it is used again: a server that ended meanwhile is noticed
-    /// before a request is lost on it. After more than `health_check_interval` it must answer a `PING` by the deadline.
-    pub(crate) fn check_after_idling(&mut self, health_check_interval: Duration, deadline: Deadline) -> Result<()> {
-        let idle = deadline.started().saturating_duration_since(self.last_used);
-        if idle < SURELY_ALIVE && !health_check_interval.is_zero() {
-            return Ok(());
-        }
-        if idle <= health_check_interval {
-            match self.socket.idle_state() {
-                Ok(IdleState::Quiet) => return Ok(()),
-                Ok(IdleState::HasData) => {}
-                Err(error) => return Err(self.failed(error, false)),
-            }
-        }
-        let answered = self.ping(deadline);
-        // A refusal breaks nothing, but this connection would be refused again.
-        self.retired |= answered.is_err();
-        answered
-    }
-
     /// Gives back what a long reply has taken, now that nothing more is expected for a while.
     pub(crate) fn rest(&mut self) {
         self.replies.release();
@@ -247,6 +269,27 @@ impl Connection {
         self.broken = true;
         self.request = Vec::new();
         self.replies.abandon();
+    }
+
+    /// Keeps in mind what an error means for the connection itself.
+    fn note_error(&mut self, start: usize, end: usize) {
+        let line = self.replies.bytes(start, end);
+        self.retired |= is_failing_over(line);
+        if line.starts_with(b"-ERR Protocol error") {
+            self.refusal = Some(String::from_utf8_lossy(line).trim_matches(['-', '\r', '\n']).into());
+            self.retired = true;
+        }
+    }
+
+    /// No more replies will come.
+    fn ended(&mut self, error: std::io::Error) -> Error {
+        if let Some(refusal) = self.refusal.take() {
+            // The server has read nothing behind the request that it refused.
+            let reason = format!("the server refused a request before this one and hung up: {refusal}");
+            return self.failed(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, reason), false);
+        }
+        let (error, outcome_unknown) = self.write_failure.take().unwrap_or((error, true));
+        self.failed(error, outcome_unknown)
     }
 
     fn failed(&mut self, error: std::io::Error, outcome_unknown: bool) -> Error {
@@ -291,48 +334,10 @@ fn is_failing_over(reply: &[u8]) -> bool {
     CODES.iter().any(|code| answer.starts_with(code))
 }
 
-impl ConnectionLike for Connection {
-    fn req_packed_command(&mut self, command: &[u8]) -> RedisResult<Value> {
-        self.request.extend_from_slice(command);
-        self.owed += 1;
-        self.send()?;
-        Ok(self.receive()?.value()?)
-    }
-
-    fn req_packed_commands(&mut self, commands: &[u8], offset: usize, count: usize) -> RedisResult<Vec<Value>> {
-        self.request.extend_from_slice(commands);
-        self.owed += offset + count;
-        self.send()?;
-        // All replies are read even when one is an error, so that none is left for the next command.
-        let mut refusal = None;
-        for _ in 0..offset {
-            if let Err(error) = self.receive()?.value()?.extract_error() {
-                refusal.get_or_insert(error);
-            }
-        }
-        let mut values = Vec::with_capacity(count);
-        for _ in 0..count {
-            values.push(self.receive()?.value()?);
-        }
-        refusal.map_or(Ok(values), Err)
-    }
-
-    fn get_db(&self) -> i64 {
-        self.db
-    }
-
-    fn check_connection(&mut self) -> bool {
-        let deadline = self.command_deadline();
-        !self.is_broken() && self.ping(deadline).is_ok()
-    }
-
-    fn is_open(&self) -> bool {
-        !self.is_broken()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use redis::ConnectionLike;
+
     use super::*;
 
     #[test]

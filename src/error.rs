@@ -353,17 +353,40 @@ impl Error {
     }
 }
 
-/// `redis::ConnectionLike` speaks `RedisError`; the kinds its callers match on are kept.
+/// `redis::ConnectionLike` speaks `RedisError`; what its callers ask of one (`kind`, `code`, `is_timeout`,
+/// `is_connection_refusal`, `retry_method`) is answered as for an error of that crate's own connection.
 impl From<Error> for RedisError {
     fn from(error: Error) -> RedisError {
         match error {
             Error::Server { source, .. } => source,
             Error::Auth { source, .. } => RedisError::clone(&source),
+            Error::Connect { ref source, .. } => match (refusal(source), io_kind(source)) {
+                (Some(refused), _) => refused.clone(),
+                // A certificate that is not accepted now is not accepted later.
+                (None, Some(io::ErrorKind::InvalidData)) => {
+                    RedisError::from((ErrorKind::Client, "the TLS handshake was ended", with_causes(&error)))
+                }
+                (None, Some(kind)) => io::Error::new(kind, error).into(),
+                (None, None) => io::Error::other(error).into(),
+            },
             Error::Lost { ref source, .. } => io::Error::new(source.kind(), error).into(),
             Error::Timeout { .. } | Error::PoolExhausted { .. } => {
                 io::Error::new(io::ErrorKind::TimedOut, error).into()
             }
             Error::Protocol { address, reason } => RedisError::from((ErrorKind::Parse, reason, address.to_string())),
+            Error::ReplyTooLarge { .. } => {
+                RedisError::from((ErrorKind::Parse, "a reply is too long", error.to_string()))
+            }
+            Error::Params { .. } | Error::Tls { .. } => RedisError::from((
+                ErrorKind::InvalidClientConfig,
+                "the configuration cannot be used",
+                with_causes(&error),
+            )),
+            Error::Reply { .. } => RedisError::from((
+                ErrorKind::UnexpectedReturnType,
+                "a reply does not fit its command",
+                error.to_string(),
+            )),
             other => io::Error::other(other).into(),
         }
     }
@@ -375,6 +398,19 @@ fn refusal(cause: &Cause) -> Option<&RedisError> {
     while let Some(cause) = next {
         if let Some(refusal) = cause.downcast_ref() {
             return Some(refusal);
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// The kind of the system's error, if one is behind this cause.
+fn io_kind(cause: &Cause) -> Option<io::ErrorKind> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(&**cause);
+    while let Some(cause) = next {
+        let shared = || cause.downcast_ref::<Arc<io::Error>>().map(|error| &**error);
+        if let Some(error) = cause.downcast_ref::<io::Error>().or_else(shared) {
+            return Some(error.kind());
         }
         next = cause.source();
     }

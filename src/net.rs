@@ -112,6 +112,8 @@ pub(crate) struct BoundedSocket {
     /// Nothing has happened since the deadline began that could take time: what is left of it need not be asked from the
     /// clock.
     fresh: bool,
+    /// The peer takes nothing any more. What it said before may still be there to read.
+    write_failed: bool,
     /// What the kernel was last told, so that it is told again only when it matters.
     read_timeout: Duration,
     write_timeout: Duration,
@@ -119,7 +121,14 @@ pub(crate) struct BoundedSocket {
 
 impl BoundedSocket {
     fn new(socket: Arc<socket2::Socket>, deadline: Deadline) -> BoundedSocket {
-        BoundedSocket { socket, deadline, fresh: false, read_timeout: Duration::MAX, write_timeout: Duration::MAX }
+        BoundedSocket {
+            socket,
+            deadline,
+            fresh: false,
+            write_failed: false,
+            read_timeout: Duration::MAX,
+            write_timeout: Duration::MAX,
+        }
     }
 
     fn remaining(&self) -> io::Result<Duration> {
@@ -127,24 +136,15 @@ impl BoundedSocket {
         if self.fresh && !limit.is_zero() { Ok(limit) } else { self.deadline.remaining() }
     }
 
-    /// Whether an idle socket is as it should be: open, with nothing to read.
-    fn idle_state(&self) -> io::Result<IdleState> {
+    /// Whether something can be read at once; an error when the peer has closed the connection.
+    fn has_data(&self) -> io::Result<bool> {
         match system::peek(&self.socket) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(IdleState::HasData),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(IdleState::Quiet),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
         }
     }
-}
-
-/// What an idle socket has to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum IdleState {
-    /// Nothing came, as it should be.
-    Quiet,
-    /// Something came that nobody asked for.
-    HasData,
 }
 
 /// The kernel's time limit for one system call, when the one it has would overshoot the deadline noticeably, or would wake
@@ -185,7 +185,10 @@ impl Write for BoundedSocket {
             }
             match system::send(&self.socket, buffer) {
                 Err(error) if is_call_timeout(&error) => self.fresh = false,
-                result => return result,
+                result => {
+                    self.write_failed |= result.as_ref().is_err_and(is_hang_up);
+                    return result;
+                }
             }
         }
     }
@@ -200,6 +203,12 @@ impl Write for BoundedSocket {
 fn is_call_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
         || cfg!(windows) && error.kind() == io::ErrorKind::TimedOut
+}
+
+/// Whether the peer has closed the connection, in one way or another.
+pub(crate) fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Whether this is a [`Deadline`]'s own error, not the kernel's verdict on the connection.
@@ -297,9 +306,14 @@ impl Socket {
         Interrupter { sockets: Arc::new(Mutex::new(vec![socket])), interrupted: Signal::new() }
     }
 
-    /// Looks whether the peer closed an idle socket, or sent something unasked, without waiting.
-    pub(crate) fn idle_state(&self) -> io::Result<IdleState> {
-        self.bounded().idle_state()
+    /// Looks whether a read would return something, without waiting; an error when the peer has closed the connection.
+    #[inline]
+    pub(crate) fn has_data(&mut self) -> io::Result<bool> {
+        match self {
+            Socket::Plain(socket) => socket.has_data(),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => tls_has_data(stream),
+        }
     }
 
     fn bounded(&self) -> &BoundedSocket {
@@ -325,7 +339,10 @@ impl Read for Socket {
             Socket::Plain(socket) => socket.read(buffer),
             #[cfg(feature = "tls")]
             // With TLS 1.3 the server's verdict on our certificate comes with the first record after the handshake.
-            Socket::Tls(stream) => stream.read(buffer).map_err(crate::tls::explain::explain_read),
+            Socket::Tls(stream) => match stream.sock.write_failed {
+                false => stream.read(buffer).map_err(crate::tls::explain::explain_read),
+                true => read_after_failed_write(stream, buffer),
+            },
         }
     }
 }
@@ -352,7 +369,7 @@ impl Write for Socket {
 /// even when writing has failed.
 #[cfg(feature = "tls")]
 fn last_word(session: &mut rustls::ClientConnection, socket: &mut BoundedSocket, error: io::Error) -> io::Error {
-    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+    if is_hang_up(&error) {
         while session.read_tls(socket).is_ok_and(|read| read > 0) {
             if let Err(verdict) = session.process_new_packets() {
                 return io::Error::new(io::ErrorKind::InvalidData, verdict);
@@ -365,6 +382,39 @@ fn last_word(session: &mut rustls::ClientConnection, socket: &mut BoundedSocket,
 #[cfg(feature = "tls")]
 fn explained_write(stream: &mut TlsStream, error: io::Error) -> io::Error {
     crate::tls::explain::explain_read(last_word(&mut stream.conn, &mut stream.sock, error))
+}
+
+/// Reads from a stream whose writing has failed: asked itself, it would try to write first.
+#[cfg(feature = "tls")]
+fn read_after_failed_write(stream: &mut TlsStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.conn.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        if stream.conn.read_tls(&mut stream.sock)? == 0 {
+            return Ok(0);
+        }
+        stream.conn.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    }
+}
+
+/// Whether there is something to read for the one who stands on TLS; a ticket, for one, is no such thing.
+#[cfg(feature = "tls")]
+fn tls_has_data(stream: &mut TlsStream) -> io::Result<bool> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut state = stream.conn.process_new_packets().map_err(invalid)?;
+    while state.plaintext_bytes_to_read() == 0 {
+        if state.peer_has_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !stream.sock.has_data()? {
+            return Ok(false);
+        }
+        stream.conn.read_tls(&mut stream.sock)?;
+        state = stream.conn.process_new_packets().map_err(invalid)?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ mod refusal;
 use redis::{PushKind, Value, VerbatimFormat};
 
 pub(crate) use command::{Command, header, push_argument};
-pub(crate) use refusal::{answer_within_script, redis_error};
 use refusal::{big_number, server_error};
+pub(crate) use refusal::{answer_within_script, redis_error, server_error as error_value};
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
 const MAX_DEPTH: usize = 100;
@@ -84,7 +84,7 @@ fn read_token(bytes: &[u8]) -> Result<Option<(Token<'_>, usize)>, Malformed> {
         b'$' => blob(rest, Token::Bulk),
         b'=' => blob(rest, Token::Verbatim),
         b'!' => blob(rest, Token::BlobError),
-        b':' => Ok(number(rest)?.map(|(value, length)| (Token::Int(value), 1 + length))),
+        b':' => Ok(signed(rest)?.map(|(value, length)| (Token::Int(value), 1 + length))),
         b'*' => aggregate(rest, Token::Array),
         b'%' => aggregate(rest, Token::Map),
         b'~' => aggregate(rest, Token::Set),
@@ -134,6 +134,16 @@ fn number(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
             Ok(Some((100 * digit(a) + 10 * digit(b) + digit(c), 5)))
         }
         _ => any_number(bytes),
+    }
+}
+
+/// The same for what may have a plus in front, as no length may.
+fn signed(bytes: &[u8]) -> Result<Option<(i64, usize)>, Malformed> {
+    match bytes {
+        [b'+', rest @ ..] if rest.first().is_none_or(u8::is_ascii_digit) => {
+            Ok(number(rest)?.map(|(value, length)| (value, 1 + length)))
+        }
+        _ => number(bytes),
     }
 }
 
@@ -307,6 +317,10 @@ impl<'a> Cursor<'a> {
         let (token, length) = read_token(self.rest)?.ok_or("a reply that ends early")?;
         self.rest = self.rest.get(length..).unwrap_or_default();
         Ok(token)
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
     }
 
     /// The number of elements of the array or set that comes next; `None` for a null.

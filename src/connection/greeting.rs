@@ -7,7 +7,7 @@ use redis::RedisError;
 
 use super::Connection;
 use crate::error::{ConnectStep, Error, Result};
-use crate::net::{Deadline, Interrupter, LastGood, Socket};
+use crate::net::{Deadline, Interrupter, LastGood, Socket, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
 
@@ -126,6 +126,8 @@ impl Connection {
                 (Greeting::Id, Token::Int(id)) => Ok(Answer::Id(u64::try_from(id).ok())),
                 // Both are conveniences, and an ACL may withhold them.
                 (Greeting::Id | Greeting::Name, _) => Ok(Answer::Fine),
+                // An ACL may withhold this one too, and only who is let in is told so.
+                (Greeting::Ping, Token::Error(line)) if line.starts_with(b"NOPERM") => Ok(Answer::Fine),
                 (_, Token::Error(line)) => Ok(Answer::Refused(without_credentials(line, credentials))),
                 (Greeting::Ping, Token::Simple(b"PONG")) | (Greeting::Hello | Greeting::Select, _) => Ok(Answer::Fine),
                 (Greeting::Ping, _) => Err(reply.malformed("an answer to PING that is not PONG")),
@@ -237,11 +239,6 @@ fn refused(address: &Arc<str>, step: ConnectStep, params: &PoolParams, source: R
 #[derive(Debug, thiserror::Error)]
 #[error("the server does not speak RESP3; set `protocol` to `Protocol::Resp2`")]
 struct NoResp3(#[source] RedisError);
-
-fn is_hang_up(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-}
 
 /// What a TLS port does to a client without TLS, as a rule.
 #[derive(Debug, thiserror::Error)]

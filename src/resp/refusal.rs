@@ -44,7 +44,7 @@ pub(crate) fn redis_error(text: &[u8]) -> RedisError {
 /// An error reply as a value. Its kind cannot be built from outside the `redis` crate: the crate's own parser makes it of the
 /// text, here as a string with a length, which may contain line ends. Nothing else needs that parser, which is large: a
 /// program that sends no commands of its own does not have it in it.
-pub(super) fn server_error(text: &[u8]) -> Result<Value, Malformed> {
+pub(crate) fn server_error(text: &[u8]) -> Result<Value, Malformed> {
     let text = without_secrets(text);
     let reply = format!("!{}\r\n{text}\r\n", text.len());
     redis::parse_redis_value(reply.as_bytes()).map_err(|_| "an error line that cannot be read")

@@ -61,7 +61,8 @@ impl StepStream {
         check_message(first)?;
         let mut connection = self.pool.get()?;
         let answers = Vec::with_capacity(messages.size_hint().0.min(MOST_EXPECTED));
-        let mut batch = Batch { output, connection: &mut connection, taken: 0, answers, pieces: Vec::new() };
+        let mut batch =
+            Batch { output, connection: &mut connection, taken: 0, answers, pieces: Vec::new(), refusal: None };
         match batch.publish(messages) {
             Ok(()) => Ok(batch.answers),
             Err(error) if batch.taken == 0 => Err(error),
@@ -80,12 +81,14 @@ struct Batch<'b> {
     answers: Vec<EntryId>,
     /// How many messages each piece under way holds; the oldest first, two at most.
     pieces: Vec<usize>,
+    /// The first message that the server refused.
+    refusal: Option<Error>,
 }
 
 impl Batch<'_> {
     fn publish<'a>(&mut self, mut messages: impl Iterator<Item = Message<'a>>) -> Result<()> {
         let mut failure = None;
-        while failure.is_none() {
+        while self.refusal.is_none() {
             let piece = match self.encode_piece(&mut messages) {
                 Ok(0) => break,
                 Ok(piece) => piece,
@@ -97,15 +100,14 @@ impl Batch<'_> {
             self.connection.send()?;
             self.pieces.push(piece);
             if self.pieces.len() == 2 {
-                failure = self.confirm_piece()?;
+                self.confirm_piece()?;
             }
         }
         // What has left is answered, whatever stopped the rest.
         while !self.pieces.is_empty() {
-            let refusal = self.confirm_piece()?;
-            failure = failure.or(refusal);
+            self.confirm_piece()?;
         }
-        failure.map_or(Ok(()), Err)
+        failure.or(self.refusal.take()).map_or(Ok(()), Err)
     }
 
     /// Encodes the next piece; how many messages it holds.
@@ -140,20 +142,21 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Takes the replies to the oldest piece. A refused message does not hide the ids of the others; the first refusal is
-    /// returned.
-    fn confirm_piece(&mut self) -> Result<Option<Error>> {
+    /// Takes the replies to the oldest piece. A refused message does not hide the ids of the others.
+    fn confirm_piece(&mut self) -> Result<()> {
         let piece = if self.pieces.is_empty() { 0 } else { self.pieces.remove(0) };
-        let mut refusal = None;
         // The iterator may have taken its time since the piece was sent, and the replies have come long ago.
         self.connection.renew_deadline();
         for _ in 0..piece {
             match commands::receive_id(self.connection, "XADD") {
                 Ok(id) => self.answers.push(id),
-                Err(error) if self.connection.is_failed() => return Err(error),
+                // Where the server refused one and hung up, the others were not carried out, and it is the one to tell of.
+                Err(error) if self.connection.is_failed() => {
+                    return Err(self.refusal.take().filter(|_| !error.is_outcome_unknown()).unwrap_or(error));
+                }
                 Err(error) => {
                     self.answers.push(EntryId::MIN);
-                    refusal = refusal.or(Some(error));
+                    self.refusal.get_or_insert(error);
                 }
             }
         }
@@ -163,7 +166,7 @@ impl Batch<'_> {
             // What may have to follow a refresh needs a connection that is owed nothing: the last piece's will do.
             let _ = commands::receive_refresh(self.connection);
         }
-        Ok(refusal)
+        Ok(())
     }
 
     /// For each message that was taken, its id if it was confirmed.

@@ -5,10 +5,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use step_redis::{EntryId, PoolParams, Protocol, StepPool, StepStream, StreamOutput, redis};
+use step_redis::redis::Value;
+use step_redis::{EntryId, Error, PoolParams, Protocol, StepPool, StepStream, StreamOutput, redis};
 
 use crate::common::{Behaviour, Peer, Step};
-use crate::context::{Context, STREAM};
+use crate::context::{Context, STREAM, told};
+
+core_suite! {
+    what_a_real_server_sends_unasked_is_never_an_answer,
+    a_message_beyond_the_servers_limit_is_refused_in_the_servers_words,
+}
 
 both_protocols! {
     after_a_failure_the_next_call_has_a_new_connection,
@@ -16,7 +22,9 @@ both_protocols! {
     a_held_connection_that_failed_refuses_every_further_command,
     a_reply_too_many_is_not_kept_for_the_next_command,
     a_reply_that_nobody_asked_for_retires_an_idle_connection,
+    a_stray_reply_is_never_an_answer,
     a_peer_that_closed_an_idle_connection_costs_no_failed_call,
+    a_held_connection_that_the_peer_closed_knows_that_nothing_was_sent,
     a_panic_between_request_and_reply_retires_the_connection,
     push_messages_are_set_aside,
     an_interrupter_ends_a_blocked_call_at_once,
@@ -131,10 +139,108 @@ fn a_reply_that_nobody_asked_for_retires_an_idle_connection(protocol: Protocol) 
     assert_eq!(publish(&stream).unwrap(), EntryId::new(1, 1));
     go_on.send(()).unwrap();
     was_sent.recv_timeout(LONG).unwrap();
-    // A connection that was used a moment ago is lent without a look at it.
-    thread::sleep(Duration::from_millis(20));
+    // However short a time ago the connection was used.
     assert_eq!(publish(&stream).unwrap(), HEALTHY);
     assert_eq!(peer.connections(), 2);
+}
+
+fn a_stray_reply_is_never_an_answer(protocol: Protocol) {
+    // Answers what it is asked to echo, and then, when it is told to, once more.
+    let echo = |text: &[u8]| [format!("${}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat();
+    let (go_on, told_to_go_on) = crossbeam_channel::bounded(1);
+    let (sent, was_sent) = crossbeam_channel::bounded(1);
+    let twice = Behaviour::custom(move |talk| {
+        talk.handshake()?;
+        loop {
+            let request = talk.request()?;
+            talk.send(&echo(&request[1]))?;
+            let Ok(stray) = told_to_go_on.recv_timeout(LONG) else { return Ok(()) };
+            talk.send(if stray { b"$5\r\nstray\r\n" } else { b">1\r\n$10\r\ninvalidate\r\n" })?;
+            let _ = sent.send(());
+        }
+    });
+    let peer = Peer::tcp(twice);
+    let params = PoolParams::new("127.0.0.1", peer.port()).protocol(protocol).max_connections(1);
+    let pool = StepPool::connect(params).unwrap();
+    let ask = |connection: &mut step_redis::PooledConnection, text: &str| {
+        redis::cmd("ECHO").arg(text).query::<String>(connection)
+    };
+    for number in 0..30 {
+        // By whoever has the connection next.
+        let text = number.to_string();
+        assert_eq!(ask(&mut pool.get().unwrap(), &text).unwrap(), text);
+        go_on.send(true).unwrap();
+        was_sent.recv_timeout(LONG).unwrap();
+        // By who holds it, with a push before.
+        let mut held = pool.get().unwrap();
+        assert_eq!(ask(&mut held, &text).unwrap(), text);
+        go_on.send(false).unwrap();
+        was_sent.recv_timeout(LONG).unwrap();
+        assert_eq!(ask(&mut held, &text).unwrap(), text);
+        go_on.send(true).unwrap();
+        was_sent.recv_timeout(LONG).unwrap();
+        let error = ask(&mut held, "last").unwrap_err();
+        assert!(error.is_io_error() && error.to_string().contains("before a request was sent"), "{error}");
+    }
+    assert_eq!(peer.connections(), 60);
+}
+
+fn what_a_real_server_sends_unasked_is_never_an_answer(context: Context) {
+    let pool = context.stream_with(|params| params.max_connections(1)).pool().clone();
+    let is_resp3 = pool.params().protocol == Protocol::Resp3;
+    let mut subscriber = pool.get().unwrap();
+    let mut subscribe = redis::cmd("SUBSCRIBE");
+    // RESP3 confirms by a push, which is no reply.
+    subscribe.arg("channel").set_no_response(is_resp3).exec(&mut subscriber).unwrap();
+    while context.command(&["PUBLISH", "channel", "stray"]).int() == 0 {}
+    // It serves one client after the other, so by now the message has been sent.
+    context.command(&["PING"]);
+    let answered = redis::cmd("PING").query::<Value>(&mut subscriber);
+    match is_resp3 {
+        true => assert_eq!(answered.unwrap(), Value::SimpleString("PONG".into())),
+        false => assert!(answered.unwrap_err().is_io_error()),
+    }
+    drop(subscriber);
+    let echoed: String = redis::cmd("ECHO").arg("text").query(&mut pool.get().unwrap()).unwrap();
+    assert_eq!(echoed, "text");
+}
+
+fn a_message_beyond_the_servers_limit_is_refused_in_the_servers_words(context: Context) {
+    context.command(&["CONFIG", "SET", "proto-max-bulk-len", "1048576"]);
+    let output = context.output();
+    let too_large = vec![b'x'; 16 * 1024 * 1024];
+    let is_refusal = |error: &Error| {
+        let told = told(error);
+        assert!(matches!(error, Error::Server { .. }), "{error:?}");
+        assert!(error.code() == Some("ERR") && told.contains("invalid bulk length"), "{told}");
+        assert!(!error.is_retryable() && !error.is_outcome_unknown(), "{told}");
+    };
+    for _ in 0..3 {
+        is_refusal(&context.stream.publish(&output, &too_large).unwrap_err());
+        context.stream.publish(&output, "small").unwrap();
+    }
+    // In a batch it stops those behind it, and its refusal is what is told.
+    let batch = [&b"before"[..], &too_large, b"behind"];
+    let Err(Error::Batch { published, source }) = context.stream.publish_batch(&output, batch) else { panic!() };
+    is_refusal(&source);
+    assert!(published[0].is_some() && published[1].is_none() && published[2].is_none(), "{published:?}");
+    assert_eq!(context.length(), 4);
+    // What stands behind it in a pipeline was not carried out, and that is known.
+    let mut connection = context.pool().get().unwrap();
+    let mut pipe = redis::pipe();
+    pipe.cmd("SET").arg("one").arg(1).cmd("SET").arg("large").arg(&too_large).cmd("SET").arg("two").arg(2);
+    let error = pipe.exec(&mut connection).unwrap_err();
+    assert!(error.is_io_error() && error.to_string().contains("before a request was sent"), "{error}");
+    assert!(!redis::ConnectionLike::is_open(&*connection));
+    assert_eq!(context.command(&["EXISTS", "one", "large", "two"]).int(), 1);
+}
+
+fn a_held_connection_that_the_peer_closed_knows_that_nothing_was_sent(context: Context) {
+    let mut connection = context.pool().get().unwrap();
+    let id = connection.id().unwrap().to_string();
+    context.command(&["CLIENT", "KILL", "ID", &id]);
+    let error = redis::cmd("PING").exec(&mut connection).unwrap_err();
+    assert!(error.is_connection_dropped() && error.to_string().contains("before a request was sent"), "{error}");
 }
 
 fn a_peer_that_closed_an_idle_connection_costs_no_failed_call(protocol: Protocol) {
@@ -143,7 +249,6 @@ fn a_peer_that_closed_an_idle_connection_costs_no_failed_call(protocol: Protocol
             stream_to(protocol, vec![script(&[Step::Request, Step::Send(b"$3\r\n1-1\r\n".to_vec()), last])]);
         assert_eq!(publish(&stream).unwrap(), EntryId::new(1, 1));
         peer.wait_until(|peer| peer.open() == 0);
-        thread::sleep(Duration::from_millis(20));
         assert_eq!(publish(&stream).unwrap(), HEALTHY);
     }
 }
@@ -191,10 +296,6 @@ fn push_messages_are_set_aside(protocol: Protocol) {
         context.command(&["SET", "key", &number.to_string()]);
         let value: u64 = redis::cmd("GET").arg("key").query(&mut pool.get().unwrap()).unwrap();
         assert_eq!(value, number);
-        if number % 10 == 0 {
-            // So long idle that the socket is looked at before it is lent.
-            thread::sleep(Duration::from_millis(15));
-        }
     }
     assert_eq!(pool.get().unwrap().id(), tracked, "a push message does not cost the connection");
 }

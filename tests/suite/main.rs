@@ -19,4 +19,6 @@ mod pool;
 mod publish;
 mod receive;
 mod refusals;
+#[cfg(target_os = "linux")]
+mod signals;
 mod threads;

@@ -234,7 +234,7 @@ fn an_idle_connection_that_is_refused_its_health_check_is_replaced(protocol: Pro
     // HELLO, PING and two of CLIENT make the greeting.
     let greeting = if protocol == Protocol::Resp3 { 4 } else { 3 };
     let mut steps = vec![vec![Step::Request, Step::Send(b"+PONG\r\n".to_vec())]; greeting].concat();
-    steps.push(Step::AnswerEach(b"-NOPERM this user has no permissions to run the 'ping' command\r\n".to_vec()));
+    steps.push(Step::AnswerEach(b"-NOAUTH Authentication required.\r\n".to_vec()));
     let peer = Peer::tcp_each(move |index| match index {
         0 => Behaviour::Script(steps.clone()),
         _ => Behaviour::Script(vec![Step::Handshake]),
