@@ -8,6 +8,9 @@ use std::time::Duration;
 use crate::entry::EntryId;
 use crate::error::{Error, Result};
 
+/// The end of the year 9999 in milliseconds: who gives more counts in another unit.
+const LATEST_ID: u64 = 253_402_300_799_999;
+
 /// Where a consumer group starts to read when it is created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -218,12 +221,14 @@ impl StreamOutput {
         StreamOutput { stream_id: stream_id.into(), retention: Retention::All, ttl: None, add_start: OnceLock::new() }
     }
 
-    /// Keeps about this many entries, never fewer: [`Retention::ApproximateLength`].
+    /// Keeps about this many entries, never fewer: [`Retention::ApproximateLength`]. Zero is refused by the call that would
+    /// publish ([`Error::Params`](crate::Error::Params)).
     pub fn max_length(self, entries: u64) -> StreamOutput {
         self.retention(Retention::ApproximateLength(entries))
     }
 
-    /// Keeps at most this many entries: [`Retention::ExactLength`].
+    /// Keeps at most this many entries: [`Retention::ExactLength`]. Zero, which would keep nothing, is refused by the call
+    /// that would publish ([`Error::Params`](crate::Error::Params)).
     pub fn exact_length(self, entries: u64) -> StreamOutput {
         self.retention(Retention::ExactLength(entries))
     }
@@ -257,7 +262,16 @@ impl StreamOutput {
         if self.stream_id.is_empty() {
             return Err(Error::params("stream_id", "empty; name the stream to write"));
         }
-        check_ttl(self.ttl)
+        match self.retention {
+            Retention::ApproximateLength(0) | Retention::ExactLength(0) => {
+                Err(Error::params("retention", "a length of 0 keeps nothing, not even what is being published"))
+            }
+            Retention::MinId(id) if id.milliseconds > LATEST_ID => Err(Error::params(
+                "retention",
+                "an id that lies in no time to come drops all; its first part is milliseconds",
+            )),
+            _ => check_ttl(self.ttl),
+        }
     }
 }
 

@@ -288,10 +288,15 @@ impl PoolParams {
 
 impl fmt::Debug for PoolParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A URL in the wrong place is refused by the checks, but it may be shown before, and with it what is in it.
+        let is_url = checks::may_be_url(&self.host);
+        let host: &dyn fmt::Debug = if is_url { &Redacted } else { &self.host };
+        let is_url = self.unix_socket.as_deref().is_some_and(checks::may_be_url_of_socket);
+        let unix_socket: &dyn fmt::Debug = if is_url { &Redacted } else { &self.unix_socket };
         f.debug_struct("PoolParams")
-            .field("host", &self.host)
+            .field("host", host)
             .field("port", &self.port)
-            .field("unix_socket", &self.unix_socket)
+            .field("unix_socket", unix_socket)
             .field("username", &Redacted::of(&self.username))
             .field("password", &Redacted::of(&self.password))
             .field("db", &self.db)
@@ -362,5 +367,10 @@ mod tests {
             assert!(shown.contains(part), "{part} is not in {shown}");
         }
         assert!(format!("{:?}", PoolParams::default()).contains("password: None"));
+        // What belongs in `from_url` and was put in the place of the host.
+        for url in ["redis://user:hidden@host", "user:hidden@host", "unix:///path?password=hidden"] {
+            let shown = format!("{:?} {:?}", PoolParams::new(url, 1), PoolParams::unix("redis://:hidden@host"));
+            assert!(!shown.contains("hidden"), "{shown}");
+        }
     }
 }

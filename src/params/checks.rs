@@ -1,6 +1,7 @@
 //! What each parameter may be, before any socket is opened.
 
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::PoolParams;
@@ -64,9 +65,13 @@ impl PoolParams {
             "host" if self.unix_socket.is_none() => host_fault(&self.host).map(str::to_owned),
             "port" if self.unix_socket.is_none() && self.port == 0 => Some("cannot be 0".to_owned()),
             "unix_socket" => {
-                let length = self.unix_socket.as_ref()?.as_os_str().len();
+                let path = self.unix_socket.as_ref()?;
+                let length = path.as_os_str().len();
                 if cfg!(not(unix)) {
                     return Some("this system has no Unix sockets".to_owned());
+                }
+                if may_be_url_of_socket(path) {
+                    return Some("is no path; a URL is read by `PoolParams::from_url`".to_owned());
                 }
                 match length {
                     0 => Some("is empty".to_owned()),
@@ -101,6 +106,16 @@ impl PoolParams {
     }
 }
 
+/// Whether this may be, or hold, a URL with credentials in it.
+pub(super) fn may_be_url(host: &str) -> bool {
+    host.contains(['/', '@'])
+}
+
+/// The same for the path of a socket.
+pub(super) fn may_be_url_of_socket(path: &Path) -> bool {
+    path.to_string_lossy().contains("://")
+}
+
 pub(super) fn host_fault(host: &str) -> Option<&'static str> {
     if host.is_empty() {
         return Some("is empty");
@@ -108,7 +123,7 @@ pub(super) fn host_fault(host: &str) -> Option<&'static str> {
     if host == "0.0.0.0" || host == "::" {
         return Some("is an address to listen on, not one to connect to");
     }
-    if host.contains(['/', '@']) {
+    if may_be_url(host) {
         return Some("is no host name or IP address; a URL is read by `PoolParams::from_url`");
     }
     if host.contains(|c: char| c.is_whitespace() || c.is_control()) {
@@ -176,6 +191,8 @@ mod tests {
             (new().host("host:6379"), "host"),
             (new().host("[::1]"), "host"),
             (new().host("redis://hidden@host"), "host"),
+            (new().host("redis://user:hidden@host:6379/0"), "host"),
+            (PoolParams::unix("unix:///path?password=hidden"), "unix_socket"),
             (new().host("0.0.0.0"), "host"),
             (new().host("::"), "host"),
             (new().port(0), "port"),

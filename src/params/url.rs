@@ -48,6 +48,13 @@ pub(super) fn parse(text: &str) -> Result<PoolParams> {
             "has a `#`, which must be written %23 in a password; `ssl_cert_reqs=none` is how to write `#insecure`",
         ));
     }
+    // `redis://user:pass?word@host` has the host `user`, and its query is the rest of the password.
+    if url.query().is_some_and(|query| query.contains('@')) {
+        return Err(Error::params(
+            "url",
+            "has an `@` behind a `?`: in a password before the host, `?` is written %3F, and in the query, `@` is written %40",
+        ));
+    }
     let query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
     let incomplete = |part: &str| !part.is_empty() && !part.contains('=');
     if url.query().is_some_and(|query| query.split('&').any(incomplete)) {
@@ -279,6 +286,12 @@ mod tests {
             ("redis://host:0", "port"),
             ("redis://user:1/hidden@host", "db"),
             ("redis://user:1?hidden@host", "url"),
+            ("redis://user:1?hidden=x@host", "url"),
+            ("redis://user:1?x=hidden@host", "url"),
+            ("redis://user:1?password=hidden@host", "url"),
+            ("redis://user:1?x&hidden=y@host", "url"),
+            ("redis://user?hidden=1@host", "url"),
+            ("unix:///s?password=hidden@host", "url"),
             ("redis://host/x", "db"),
             ("redis://host/1/2", "db"),
             ("redis://host/-1", "db"),

@@ -19,6 +19,7 @@ both_protocols! {
     an_approximate_length_keeps_at_least_so_many_entries,
     an_exact_length_keeps_exactly_so_many_entries,
     a_minimal_id_drops_what_is_older,
+    a_retention_that_keeps_nothing_is_refused_before_anything_is_sent,
     a_key_of_another_type_is_refused_and_gets_no_lifetime,
     without_the_right_to_run_scripts_the_lifetime_is_set_all_the_same,
     a_batch_tells_the_position_of_the_refused_message,
@@ -104,6 +105,36 @@ fn a_minimal_id_drops_what_is_older(context: Context) {
     context.stream.publish(&context.output().min_id(ids[2]), "last").unwrap();
     assert_eq!(context.stream.info(STREAM).unwrap().first_id, Some(ids[2]));
     assert_eq!(context.length(), 2);
+}
+
+fn a_retention_that_keeps_nothing_is_refused_before_anything_is_sent(context: Context) {
+    context.stream.publish(&context.output(), "kept").unwrap();
+    let output = context.output();
+    let microseconds = EntryId::new(1_700_000_000_000_000, 0);
+    let outputs = [
+        output.clone().exact_length(0),
+        output.clone().max_length(0),
+        output.clone().min_id(EntryId::MAX),
+        output.clone().min_id(microseconds),
+    ];
+    for output in outputs {
+        let input = context.input().dead_letter(output.clone());
+        let errors = [
+            context.stream.publish(&output, "text").unwrap_err(),
+            context.stream.publish_batch(&output, ["text"]).unwrap_err(),
+            context.stream.publisher(output.clone()).publish("text").unwrap_err(),
+            context.stream.receive(&input).unwrap_err(),
+            context.stream.consumer(input).spawn().unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(&error, Error::Params { field, .. } if field == "retention"), "{output:?}: {error:?}");
+        }
+    }
+    assert_eq!(context.length(), 1);
+    let year_9999 = EntryId::new(253_402_300_799_999, 0);
+    context.stream.publish(&output.min_id(year_9999), "text").unwrap();
+    context.stream.publish(&context.output().exact_length(1), "text").unwrap();
+    assert_eq!(context.length(), 1);
 }
 
 fn a_key_of_another_type_is_refused_and_gets_no_lifetime(context: Context) {
