@@ -71,7 +71,7 @@ impl ConnectionLike for Connection {
     }
 
     fn is_open(&self) -> bool {
-        !self.broken && !self.retired && self.write_failure.is_none()
+        !self.broken && self.write_failure.is_none()
     }
 }
 

@@ -9,6 +9,7 @@ mod context;
 mod broken;
 mod claim;
 mod connection_like;
+mod contract;
 mod dead_letters;
 mod deadlines;
 mod delivery;
