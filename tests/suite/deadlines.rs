@@ -1,6 +1,8 @@
 //! Every call ends in time, whatever the peer does: says nothing, takes nothing, or sends one byte at a time.
 
-use std::time::Duration;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use step_redis::{ConnectStep, Error, PoolParams, Protocol, StepPool, StepStream, StreamInput, StreamOutput, redis};
 
@@ -17,6 +19,8 @@ both_protocols! {
     a_request_that_the_peer_does_not_read_ends_in_time,
     a_blocking_read_of_a_silent_server_ends_after_its_wait,
     an_acknowledgement_to_a_silent_server_ends_in_time,
+    sixty_four_callers_with_a_mebibyte_each_end_in_time,
+    sixty_four_connections_being_made_end_in_time,
 }
 
 const LIMIT: Duration = Duration::from_millis(500);
@@ -172,4 +176,72 @@ fn an_acknowledgement_to_a_silent_server_ends_in_time(context: Context) {
     // Carried out or not, the stream is as it should be and the next call works.
     stream.ping().unwrap();
     assert!(context.pending().len() <= 1);
+}
+
+const CALLERS: u32 = 64;
+
+/// How long the slowest of the callers took, who all begin together once they are ready: of three trials the best, as others
+/// use the machine too.
+fn slowest_of<R>(ready: impl Fn() -> R + Sync, call: impl Fn(R) + Sync) -> Duration {
+    let trial = || {
+        let begin = Barrier::new(CALLERS as usize);
+        let timed = || {
+            let ready = ready();
+            begin.wait();
+            let started = Instant::now();
+            call(ready);
+            started.elapsed()
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..CALLERS).map(|_| scope.spawn(timed)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+        })
+    };
+    (0..3).map(|_| trial()).min().unwrap()
+}
+
+fn sixty_four_callers_with_a_mebibyte_each_end_in_time(protocol: Protocol) {
+    let (payload, output) = (vec![b'x'; 1024 * 1024], StreamOutput::new(STREAM));
+    // Reads nothing; reads and says nothing; answers without an end, with a piece now and then.
+    let deaf = Behaviour::custom(|talk| talk.handshake().and_then(|()| talk.pause(Duration::from_secs(60))));
+    let silent = Behaviour::Script(vec![Step::Handshake]);
+    let dripping = Behaviour::Script(vec![Step::Handshake, Step::Request, Step::Drip(vec![b'+'; 100], DRIP)]);
+    for behaviour in [deaf, silent, dripping] {
+        for (_peer, params, _) in peers(protocol, &behaviour) {
+            let enough = Duration::from_secs(20);
+            let params = params.max_connections(CALLERS).connection_available_timeout(enough);
+            let stream = StepStream::new(StepPool::new(params.socket_connect_timeout(enough)).unwrap());
+            let slowest = slowest_of(
+                || stream.pool().get().unwrap(),
+                |mut connection| {
+                    let error = redis::cmd("SET").arg("key").arg(&payload).exec(&mut connection).unwrap_err();
+                    assert!(error.is_timeout(), "{error}");
+                },
+            );
+            assert!((EARLIEST..BOUND).contains(&slowest), "{behaviour:?}: {slowest:?}");
+            // Through a pool that is full: each gives back what it holds and takes one again.
+            let slowest = slowest_of(
+                || stream.pool().get().unwrap(),
+                |connection| {
+                    drop(connection);
+                    let error = stream.publish(&output, &payload).unwrap_err();
+                    assert!(error.is_timeout() && error.is_outcome_unknown(), "{error}");
+                },
+            );
+            assert!((EARLIEST..BOUND).contains(&slowest), "{behaviour:?}: {slowest:?}");
+        }
+    }
+}
+
+fn sixty_four_connections_being_made_end_in_time(protocol: Protocol) {
+    for (_peer, params, _) in peers(protocol, &Behaviour::Silent) {
+        let slowest = slowest_of(
+            || (),
+            |()| {
+                let error = StepPool::connect(params.clone()).unwrap_err();
+                assert!(error.is_timeout(), "{error}");
+            },
+        );
+        assert!((EARLIEST..BOUND).contains(&slowest), "{slowest:?}");
+    }
 }
