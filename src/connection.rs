@@ -49,6 +49,8 @@ pub struct Connection {
     under_way: usize,
     /// Whether the peer has ever answered. What comes before the first request is its word on the connection.
     greeted: bool,
+    /// The socket was looked at a moment ago, for the request that is to be sent now.
+    looked_at: bool,
     /// Replies that will come and that nobody waits for.
     unawaited: usize,
     answers: Answers,
@@ -76,6 +78,7 @@ impl Connection {
             owed: 0,
             under_way: 0,
             greeted: false,
+            looked_at: false,
             unawaited: 0,
             answers: Answers::All,
             write_failure: None,
@@ -178,7 +181,8 @@ impl Connection {
                 std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection has failed before");
             return Err(self.failed(failed_before, false));
         }
-        if self.under_way == 0 && self.greeted {
+        let looked_at = std::mem::take(&mut self.looked_at);
+        if self.under_way == 0 && self.greeted && !looked_at {
             self.set_unasked_aside()?;
         }
         self.last_used = self.socket.deadline().started();

@@ -3,6 +3,7 @@
 use redis::{Cmd, ConnectionLike, ErrorKind, RedisError, RedisResult, Value};
 
 use super::Connection;
+use crate::error::Error;
 use crate::params::Protocol;
 use crate::resp::{Cursor, error_value};
 
@@ -28,7 +29,7 @@ impl ConnectionLike for Connection {
         let is_answered = self.is_answered(command);
         self.request.extend_from_slice(command);
         self.owed += usize::from(is_answered);
-        self.send()?;
+        self.send_at_any_time()?;
         if is_answered { Ok(self.receive()?.value()?) } else { Ok(Value::Nil) }
     }
 
@@ -42,7 +43,7 @@ impl ConnectionLike for Connection {
         }
         self.request.extend_from_slice(commands);
         self.owed += offset + count;
-        self.send()?;
+        self.send_at_any_time()?;
         // All replies are read even when one is an error, so that none is left for the next command.
         let mut queued = Vec::with_capacity(offset);
         for _ in 0..offset {
@@ -76,6 +77,12 @@ impl ConnectionLike for Connection {
 }
 
 impl Connection {
+    /// Sends what a caller has asked for, who may have had the connection for long.
+    fn send_at_any_time(&mut self) -> Result<(), Error> {
+        self.looked_at = false;
+        self.send()
+    }
+
     /// Sends a command whose answer, if there will be one, nobody waits for.
     fn send_unawaited(&mut self, command: &Cmd, packed: &[u8]) -> RedisResult<Value> {
         if packed.is_empty() {
@@ -83,7 +90,7 @@ impl Connection {
         }
         let is_answered = self.is_answered(packed) && !self.is_confirmed_by_pushes(command);
         self.request.extend_from_slice(packed);
-        self.send()?;
+        self.send_at_any_time()?;
         self.unawaited += usize::from(is_answered);
         Ok(Value::Nil)
     }

@@ -16,6 +16,8 @@ impl Connection {
         self.set_unasked_aside()?;
         let idle = deadline.started().saturating_duration_since(self.last_used);
         if idle <= health_check_interval && !health_check_interval.is_zero() {
+            // Our own commands follow at once.
+            self.looked_at = true;
             return Ok(());
         }
         match self.ping(deadline) {
