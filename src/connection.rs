@@ -10,6 +10,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use redis::Value;
+
 use crate::error::{Error, Result};
 use crate::net::{Deadline, Interrupter, Socket, is_deadline, is_hang_up};
 use crate::params::{PoolParams, Protocol};
@@ -220,6 +222,21 @@ impl Connection {
 
     /// Waits for the next reply until the deadline that [`send`](Connection::send) was given.
     pub(crate) fn receive(&mut self) -> Result<Reply<'_>> {
+        let (start, end) = self.take_reply()?;
+        Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
+    }
+
+    /// The same as the `redis` crate's value.
+    fn receive_value(&mut self) -> Result<Value> {
+        let (start, end) = self.take_reply()?;
+        if let Some(string) = self.replies.take_long_string(start, end) {
+            return Ok(Value::BulkString(string));
+        }
+        Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken }.value()
+    }
+
+    /// Waits for the next reply: where it lies in the buffer.
+    fn take_reply(&mut self) -> Result<(usize, usize)> {
         let (start, end) = loop {
             match self.replies.next() {
                 // A push stands between replies and answers nothing.
@@ -242,7 +259,7 @@ impl Connection {
         if self.replies.byte(start) == Some(b'-') {
             self.note_error(start, end);
         }
-        Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
+        Ok((start, end))
     }
 
     /// Sends what was encoded and waits for the only reply, both within `socket_timeout`.

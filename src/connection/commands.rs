@@ -30,7 +30,7 @@ impl ConnectionLike for Connection {
         self.request.extend_from_slice(command);
         self.owed += usize::from(is_answered);
         self.send_at_any_time()?;
-        if is_answered { Ok(self.receive()?.value()?) } else { Ok(Value::Nil) }
+        if is_answered { Ok(self.receive_value()?) } else { Ok(Value::Nil) }
     }
 
     fn req_packed_commands(&mut self, commands: &[u8], offset: usize, count: usize) -> RedisResult<Vec<Value>> {
@@ -47,11 +47,11 @@ impl ConnectionLike for Connection {
         // All replies are read even when one is an error, so that none is left for the next command.
         let mut queued = Vec::with_capacity(offset);
         for _ in 0..offset {
-            queued.push(self.receive()?.value()?);
+            queued.push(self.receive_value()?);
         }
         let mut values = Vec::with_capacity(count);
         for _ in 0..count {
-            values.push(self.receive()?.value()?);
+            values.push(self.receive_value()?);
         }
         match queued.iter().position(is_error) {
             None => Ok(values),

@@ -145,6 +145,20 @@ impl ReplyBuffer {
         }
     }
 
+    /// Hands over the string that was just taken, if it is long and alone in the buffer: to copy it would take as much again.
+    pub(super) fn take_long_string(&mut self, start: usize, end: usize) -> Option<Vec<u8>> {
+        let reply = self.bytes(start, end);
+        if reply.len() <= KEPT_SIZE || end != self.end || reply.first() != Some(&b'$') {
+            return None;
+        }
+        let header = reply.iter().position(|byte| *byte == b'\n')? + 1;
+        let mut string = std::mem::take(&mut self.data);
+        (self.start, self.end) = (0, 0);
+        string.truncate(end - b"\r\n".len());
+        string.drain(..start + header);
+        Some(string)
+    }
+
     /// Frees what is large, as nobody will ask for it any more. The first bytes of a greeting that failed tell who sent them.
     pub(super) fn abandon(&mut self) {
         if self.data.len() > KEPT_SIZE {
@@ -242,6 +256,20 @@ mod tests {
         let (refused, most) = receive(limit, format!("*1\r\n${}\r\n", limit).as_bytes());
         assert_eq!(refused, Err(Unacceptable::TooLarge));
         assert!(most <= slack);
+    }
+
+    #[test]
+    fn a_long_string_is_handed_over_and_not_copied() {
+        let text: Vec<u8> = (0..=250).cycle().take(2 * KEPT_SIZE).collect();
+        let reply = [b"+OK\r\n", format!("${}\r\n", text.len()).as_bytes(), &text, b"\r\n"].concat();
+        let mut replies = ReplyBuffer { end: reply.len(), data: reply, ..ReplyBuffer::new(4 * KEPT_SIZE) };
+        let (start, end) = replies.next().unwrap().unwrap();
+        assert_eq!(replies.take_long_string(start, end), None, "it is short");
+        let (start, end) = replies.next().unwrap().unwrap();
+        let before = replies.data.as_ptr();
+        let taken = replies.take_long_string(start, end).unwrap();
+        assert!(taken == text && taken.as_ptr() == before);
+        assert_eq!((replies.data.capacity(), replies.first(), replies.next()), (0, None, Ok(None)));
     }
 
     #[test]
