@@ -102,7 +102,7 @@
 //! | call | waits for | at most |
 //! |---|---|---|
 //! | any that needs a pooled connection | the checkout | `connection_available_timeout` (2 s) |
-//! | [`StepPool::connect`] | name, every address, TLS, login, first `PING` | `socket_connect_timeout` (30 s) in total |
+//! | [`StepPool::connect`] | name, every address (250 ms apart), TLS, login, first `PING` | `socket_connect_timeout` (30 s) in total |
 //! | a command, a pipeline | all of its replies together | `socket_timeout` (30 s) in total |
 //! | [`StepStream::publish_batch`] | each window of messages | `socket_timeout` |
 //! | [`StepStream::receive`] | an entry, then the server | `wait_timeout` (5 s) + `socket_timeout` |

@@ -3,6 +3,8 @@
 //! Every call is bounded by a [`Deadline`] as a whole, not by a time limit for each system call: a peer that sends a byte
 //! now and then gains nothing. TLS stands on top of the same bounded socket, so its handshake and records obey too.
 
+#[cfg(feature = "tls")]
+mod encrypted;
 mod look_up;
 mod open;
 mod system;
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant};
 use crate::error::{ConnectStep, Error, Result};
 use crate::params::PoolParams;
 use crate::signal::{Signal, lock};
+#[cfg(feature = "tls")]
+use encrypted::TlsStream;
 use look_up::look_up;
 use open::{open_tcp, open_unix};
 
@@ -216,9 +220,6 @@ pub(crate) fn is_deadline(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
 }
 
-#[cfg(feature = "tls")]
-type TlsStream = rustls::StreamOwned<rustls::ClientConnection, BoundedSocket>;
-
 /// The address of a server by which it was reached the last time.
 #[derive(Debug, Default)]
 pub(crate) struct LastGood(Mutex<Option<SocketAddr>>);
@@ -257,30 +258,6 @@ impl Socket {
         Ok(Socket::Plain(BoundedSocket::new(socket, deadline)))
     }
 
-    /// Shakes hands under the deadline that the socket was opened with.
-    #[cfg(feature = "tls")]
-    pub(crate) fn start_tls(
-        self,
-        config: Arc<rustls::ClientConfig>,
-        name: rustls::pki_types::ServerName<'static>,
-    ) -> io::Result<Socket> {
-        let Socket::Plain(mut socket) = self else { return Ok(self) };
-        let mut session = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
-        while session.is_handshaking() {
-            let (read, written) = session.complete_io(&mut socket).map_err(|error| match error.kind() {
-                // Without the server's first message there is no version yet.
-                io::ErrorKind::TimedOut if session.protocol_version().is_none() => {
-                    io::Error::new(io::ErrorKind::TimedOut, crate::tls::explain::Unanswered(error))
-                }
-                _ => last_word(&mut session, &mut socket, error),
-            })?;
-            if read == 0 && written == 0 && session.is_handshaking() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        Ok(Socket::Tls(Box::new(rustls::StreamOwned::new(session, socket))))
-    }
-
     /// From now on reads and writes end at this deadline.
     pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
         let socket = self.bounded_mut();
@@ -312,7 +289,7 @@ impl Socket {
         match self {
             Socket::Plain(socket) => socket.has_data(),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => tls_has_data(stream),
+            Socket::Tls(stream) => encrypted::has_data(stream),
         }
     }
 
@@ -341,7 +318,7 @@ impl Read for Socket {
             // With TLS 1.3 the server's verdict on our certificate comes with the first record after the handshake.
             Socket::Tls(stream) => match stream.sock.write_failed {
                 false => stream.read(buffer).map_err(crate::tls::explain::explain_read),
-                true => read_after_failed_write(stream, buffer),
+                true => encrypted::read_after_failed_write(stream, buffer),
             },
         }
     }
@@ -352,7 +329,7 @@ impl Write for Socket {
         match self {
             Socket::Plain(socket) => socket.write(buffer),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => stream.write(buffer).map_err(|error| explained_write(stream, error)),
+            Socket::Tls(stream) => stream.write(buffer).map_err(|error| encrypted::explained_write(stream, error)),
         }
     }
 
@@ -360,61 +337,9 @@ impl Write for Socket {
         match self {
             Socket::Plain(socket) => socket.flush(),
             #[cfg(feature = "tls")]
-            Socket::Tls(stream) => stream.flush().map_err(|error| explained_write(stream, error)),
+            Socket::Tls(stream) => stream.flush().map_err(|error| encrypted::explained_write(stream, error)),
         }
     }
-}
-
-/// A server that does not like our certificate says why and closes, while we are writing still. What it said can be read
-/// even when writing has failed.
-#[cfg(feature = "tls")]
-fn last_word(session: &mut rustls::ClientConnection, socket: &mut BoundedSocket, error: io::Error) -> io::Error {
-    if is_hang_up(&error) {
-        while session.read_tls(socket).is_ok_and(|read| read > 0) {
-            if let Err(verdict) = session.process_new_packets() {
-                return io::Error::new(io::ErrorKind::InvalidData, verdict);
-            }
-        }
-    }
-    error
-}
-
-#[cfg(feature = "tls")]
-fn explained_write(stream: &mut TlsStream, error: io::Error) -> io::Error {
-    crate::tls::explain::explain_read(last_word(&mut stream.conn, &mut stream.sock, error))
-}
-
-/// Reads from a stream whose writing has failed: asked itself, it would try to write first.
-#[cfg(feature = "tls")]
-fn read_after_failed_write(stream: &mut TlsStream, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match stream.conn.reader().read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result,
-        }
-        if stream.conn.read_tls(&mut stream.sock)? == 0 {
-            return Ok(0);
-        }
-        stream.conn.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    }
-}
-
-/// Whether there is something to read for the one who stands on TLS; a ticket, for one, is no such thing.
-#[cfg(feature = "tls")]
-fn tls_has_data(stream: &mut TlsStream) -> io::Result<bool> {
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-    let mut state = stream.conn.process_new_packets().map_err(invalid)?;
-    while state.plaintext_bytes_to_read() == 0 {
-        if state.peer_has_closed() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if !stream.sock.has_data()? {
-            return Ok(false);
-        }
-        stream.conn.read_tls(&mut stream.sock)?;
-        state = stream.conn.process_new_packets().map_err(invalid)?;
-    }
-    Ok(true)
 }
 
 #[cfg(test)]
