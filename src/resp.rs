@@ -13,8 +13,8 @@ mod scanner;
 use redis::{PushKind, Value, VerbatimFormat};
 
 pub(crate) use command::{Command, header, push_argument};
-use refusal::{big_number, server_error};
 pub(crate) use refusal::{answer_within_script, redis_error, server_error as error_value};
+use refusal::{big_number, server_error};
 pub(crate) use scanner::Scanner;
 
 /// How deep a reply may nest; the same bound as the `redis` crate's parser.
