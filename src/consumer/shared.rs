@@ -20,8 +20,8 @@ use crate::signal::{Signal, lock};
 
 /// A reader that is told to stop and is still waiting for the server after this time is cut off.
 const PATIENCE: Duration = Duration::from_millis(40);
-/// How often to look for entries to claim at least, and at most.
-const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
+/// How often to look for entries to claim at most, and at least: what is given back is found within a second.
+const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(900);
 /// Nothing is waited for that long; it is waited for again.
 const LONG: Duration = Duration::from_secs(3600);
 
