@@ -53,6 +53,11 @@ lint: ## formatting, clippy, documentation, and no async crate in the tree
 neighbours: ## build crates that depend on this one and on redis with other features
 	@.ci/neighbours
 
+# In a folder of its own, so that nothing else is built again because of it.
+.PHONY: model
+model: ## try every order in which threads can take their steps (2 minutes)
+	RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib --target-dir target/model model::
+
 .PHONY: bench
 bench: setup ## run the benchmarks (under 5 minutes); table and chart in target/bench (`make bench-record` keeps them)
 	cargo bench $(foreach bench,publish receive latency connect footprint,--bench $(bench))

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::error::{Error, Result};
+use crate::log_later::log_later;
 use crate::net::{Deadline, Interrupter, Socket, is_deadline, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
@@ -241,7 +242,7 @@ impl Connection {
             match self.replies.next() {
                 // A push stands between replies and answers nothing.
                 Ok(Some((start, _))) if self.replies.byte(start) == Some(b'>') => {
-                    log::trace!("{}: a push message is set aside", self.address);
+                    log_later!(Trace, "{}: a push message is set aside", self.address);
                 }
                 Ok(Some(_)) if self.unawaited > 0 => self.unawaited -= 1,
                 Ok(Some(reply)) => break reply,

@@ -226,6 +226,7 @@ mod delivery;
 mod endpoint;
 mod entry;
 mod error;
+mod log_later;
 mod net;
 mod params;
 mod pool;
@@ -233,6 +234,7 @@ mod publisher;
 mod resp;
 mod signal;
 mod stream;
+mod sync;
 #[cfg(feature = "tls")]
 mod tls;
 

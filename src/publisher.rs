@@ -1,9 +1,15 @@
 //! A publisher for many threads: callers that publish at the same time share round trips.
 
+mod batch;
+#[cfg(all(test, loom))]
+mod model;
+mod queue;
+mod turn;
+
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::commands;
@@ -11,21 +17,15 @@ use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
 use crate::error::{Error, Result};
+use crate::log_later;
 use crate::net::{Deadline, Interrupter};
 use crate::pool::StepPool;
-use crate::signal::lock;
 use crate::stream::{StepStream, check_message, conclude_add};
+use crate::sync::{Condvar, Mutex, MutexGuard};
+use turn::{Caller, HandOver, NotReady, RoundTrip, Told, Wake};
 
-/// How much waits for its turn at most; who comes then waits for room.
+/// This many messages wait for their turn at most; who comes then waits for room.
 const QUEUE_MESSAGES: usize = 1024;
-const QUEUE_BYTES: usize = 1024 * 1024;
-/// How long a turn waits for callers who are likely to come: a quarter of the last round trip, within these bounds. The
-/// shortest is what it takes a few threads to wake up.
-const LINGER: std::ops::RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(2);
-/// A caller whose turn is under way lets other threads run so many times before it sleeps, if round trips are short: being
-/// put to sleep and woken again costs more than a message does.
-const YIELDS: usize = 8;
-const SHORT_ROUND_TRIP: Duration = Duration::from_millis(1);
 
 /// Publishes for many threads over one connection; made by [`StepStream::publisher`]. Clones share it.
 ///
@@ -58,61 +58,9 @@ struct Shared {
     /// For its connector; the publisher's connection is its own.
     pool: StepPool,
     output: StreamOutput,
-    queue: Mutex<Queue>,
-    room: Condvar,
+    hand_over: HandOver<Result<EntryId>, Instant>,
     /// Only the caller whose turn it is locks this.
-    connection: Mutex<Option<Connection>>,
-}
-
-/// What waits for the next turn.
-struct Queue {
-    batch: Arc<Batch>,
-    encoded: Vec<u8>,
-    messages: usize,
-    turn: Turn,
-    /// The callers there were when the last turn ended, each with one message: so many are likely to come again.
-    expected: usize,
-    last_round_trip: Duration,
-}
-
-/// Who sees to it that what waits is sent. Exactly one of the callers does, or is told to.
-#[derive(Clone, Copy, PartialEq)]
-enum Turn {
-    /// Nobody: nothing waits.
-    Free,
-    /// The caller with whose message the expected ones are complete, or the one who waits for them when that takes too long.
-    Open,
-    /// A caller who is at the connection, or was told to go there.
-    Taken,
-}
-
-/// The messages of one turn, and the place where their callers wait.
-struct Batch {
-    state: Mutex<BatchState>,
-    changed: Condvar,
-    /// The state is no longer [`Phase::Waiting`]: for callers who look without locking it.
-    has_news: AtomicBool,
-}
-
-struct BatchState {
-    phase: Phase,
-    /// Callers to be woken.
-    asleep: usize,
-}
-
-enum Phase {
-    Waiting,
-    /// The connection is free: one of the waiting callers is to see to the next turn.
-    YourTurn,
-    Done(Vec<Result<EntryId>>),
-}
-
-/// Why a caller stopped waiting.
-#[derive(PartialEq)]
-enum Woken {
-    Done,
-    YourTurn,
-    TimeIsUp,
+    connection: std::sync::Mutex<Option<Connection>>,
 }
 
 impl StepStream {
@@ -122,17 +70,9 @@ impl StepStream {
         Publisher {
             shared: Arc::new(Shared {
                 pool: self.pool().clone(),
-                queue: Mutex::new(Queue {
-                    batch: Batch::new(),
-                    encoded: Vec::new(),
-                    messages: 0,
-                    turn: Turn::Free,
-                    expected: 0,
-                    last_round_trip: Duration::ZERO,
-                }),
-                room: Condvar::new(),
-                connection: Mutex::new(None),
                 output,
+                hand_over: HandOver::new(QUEUE_MESSAGES),
+                connection: std::sync::Mutex::new(None),
             }),
         }
     }
@@ -142,277 +82,195 @@ impl Publisher {
     /// Appends a message to the stream and waits until the server has confirmed it (`XADD`, `PEXPIRE`). Messages of one
     /// caller keep their order.
     ///
-    /// Waits for the turn before its own and for its own. Each takes at most `socket_timeout`, and 2 ms for others to join;
-    /// after an idle time, a `PING` of at most `socket_timeout` comes first, and where the connection is lost,
-    /// `socket_connect_timeout`. At most 1,024 messages, or a mebibyte, gather for a turn; who finds it full waits for a
-    /// later one. Nothing is ever sent twice.
+    /// Waits at most `socket_connect_timeout` + `socket_timeout`, counted from the call, whatever it waits for: room (at most
+    /// 1,024 messages, or a mebibyte, gather for a turn), the turn before its own, others to join (2 ms), the connection, or
+    /// the server. The server is given `socket_timeout` for a turn. Nothing is ever sent twice.
+    ///
+    /// A call from within a turn of the same publisher, by a TLS verifier or a logger that is called during it, would wait for
+    /// itself. It goes through the pool, as [`StepStream::publish`] does.
     ///
     /// # Errors
     /// Those of [`StepStream::publish`], for exactly the callers they concern: a refused message is its own caller's error,
-    /// a lost connection that of all whose message was under way without a confirmation.
+    /// a lost connection that of all whose message was under way without a confirmation. When its time is up,
+    /// [`Error::Timeout`]: a caller whose message was not sent yet is told that it never will be, and one whose message is
+    /// under way that the [outcome is unknown](Error::is_outcome_unknown).
     ///
     /// # Panics
-    /// Only if the program's logger panics: then in the caller whose turn it is, whose message may have been published. The
-    /// others are told what became of theirs.
+    /// Only if the program's logger or TLS verifier panics: then in the caller whose turn it is, whose message may have been
+    /// published. The others are told what became of theirs.
     pub fn publish<'a>(&self, message: impl Into<Message<'a>>) -> Result<EntryId> {
         let message = message.into();
-        self.shared.output.check()?;
-        check_message(&message)?;
-        let (queue, position) = self.enqueue(&message);
-        let batch = Arc::clone(&queue.batch);
-        self.see_to(&batch, queue);
-        batch.result(position)
-    }
-
-    /// Puts a message into the queue; its position in the queue's batch.
-    fn enqueue(&self, message: &Message<'_>) -> (MutexGuard<'_, Queue>, usize) {
         let shared = &*self.shared;
-        let mut queue = lock(&shared.queue);
-        while queue.is_full() {
-            queue = shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        if is_led_by_this_thread(shared) {
+            return StepStream::new(shared.pool.clone()).publish(&shared.output, message);
         }
-        commands::encode_add(&mut queue.encoded, &shared.output, message);
-        let position = queue.messages;
-        queue.messages += 1;
-        (queue, position)
-    }
-
-    /// Returns when the batch is done, with this caller's help if it is called upon.
-    fn see_to<'p>(&'p self, batch: &Batch, mut queue: MutexGuard<'p, Queue>) {
-        loop {
-            // Callers who are likely on their way save a whole round trip if they are waited for a moment.
-            let complete = queue.messages >= queue.expected || queue.is_full();
-            let limit = match queue.turn {
-                Turn::Free | Turn::Open if complete => return self.take_turn(queue),
-                Turn::Free => {
-                    queue.turn = Turn::Open;
-                    Some((queue.last_round_trip / 4).clamp(*LINGER.start(), *LINGER.end()))
-                }
-                Turn::Open | Turn::Taken => None,
-            };
-            let yields = if queue.last_round_trip < SHORT_ROUND_TRIP { YIELDS } else { 0 };
-            drop(queue);
-            let mut woken = batch.wait(yields, limit);
-            if woken == Woken::TimeIsUp {
-                queue = lock(&self.shared.queue);
-                if queue.is_open_for(batch) {
-                    return self.take_turn(queue);
-                }
-                // Another caller completed it, and has sent it or is about to.
-                drop(queue);
-                woken = batch.wait(0, None);
-            }
-            if woken == Woken::Done {
-                return;
-            }
-            queue = lock(&self.shared.queue);
-            queue.turn = Turn::Free;
-        }
-    }
-
-    /// Publishes all that has gathered, this caller's message among it, and passes the turn on.
-    fn take_turn(&self, queue: MutexGuard<'_, Queue>) {
-        // Dropping it answers the callers.
-        TurnUnderWay::begin(&self.shared, queue).round_trip();
-    }
-}
-
-/// A turn from taking what has gathered to answering its callers. They are answered, and the turn is passed on, when it is
-/// dropped: by a panic too, such as one of the program's logger, so that nobody waits for a caller who is gone.
-struct TurnUnderWay<'p> {
-    shared: &'p Shared,
-    batch: Arc<Batch>,
-    encoded: Vec<u8>,
-    messages: usize,
-    started: Instant,
-    /// The request may have left.
-    sent: bool,
-    /// In the order of the messages.
-    results: Vec<Result<EntryId>>,
-}
-
-impl<'p> TurnUnderWay<'p> {
-    fn begin(shared: &'p Shared, mut queue: MutexGuard<'_, Queue>) -> TurnUnderWay<'p> {
-        queue.turn = Turn::Taken;
-        let was_full = queue.is_full();
-        let batch = std::mem::replace(&mut queue.batch, Batch::new());
-        let encoded = std::mem::take(&mut queue.encoded);
-        let messages = std::mem::take(&mut queue.messages);
-        drop(queue);
-        if was_full {
-            shared.room.notify_all();
-        }
-        let results = Vec::with_capacity(messages);
-        TurnUnderWay { shared, batch, encoded, messages, started: Instant::now(), sent: false, results }
-    }
-
-    fn round_trip(&mut self) {
-        let mut held = lock(&self.shared.connection);
-        let output = &self.shared.output;
-        let sent = self.shared.usable(&mut held).and_then(|connection| {
-            connection.append(self.messages, |request| request.extend_from_slice(&self.encoded));
-            if let Some(ttl) = output.ttl {
-                commands::encode_refresh(connection, &output.stream_id, ttl);
-            }
-            self.sent = true;
-            connection.send()?;
-            Ok(connection)
-        });
-        match sent {
-            Ok(connection) => {
-                while self.results.len() < self.messages {
-                    let result = commands::receive_id(connection, "XADD");
-                    if connection.is_failed() {
-                        self.results.resize(self.messages, result);
-                    } else {
-                        self.results.push(result);
-                    }
-                }
-                conclude_add(connection, output);
-                if connection.is_broken() {
-                    *held = None;
-                }
-            }
-            Err(error) => {
-                *held = None;
-                self.results.resize(self.messages, Err(error));
+        shared.output.check()?;
+        check_message(&message)?;
+        let params = shared.pool.params();
+        let deadline = Deadline::after(params.socket_connect_timeout.saturating_add(params.socket_timeout));
+        let mut call = Call { shared, message: &message, deadline, lines: Vec::new() };
+        let told = shared.hand_over.send(&mut call);
+        log_later::tell(call.lines);
+        let address = || Arc::clone(shared.pool.connector().address());
+        let late = |outcome_unknown| Error::Timeout { address: address(), limit: deadline.limit(), outcome_unknown };
+        match told {
+            Told::Answer(answer) => answer,
+            Told::NotSent => Err(late(false)),
+            Told::Late => Err(late(true)),
+            Told::Abandoned => {
+                let source = Arc::new(io::Error::other("the thread that was to read the reply panicked"));
+                Err(Error::Lost { address: address(), outcome_unknown: true, source })
             }
         }
     }
 }
 
-impl Drop for TurnUnderWay<'_> {
-    fn drop(&mut self) {
-        let round_trip = self.started.elapsed();
-        if self.results.len() < self.messages {
-            let address = Arc::clone(self.shared.pool.connector().address());
-            let source = Arc::new(io::Error::other("the thread that was to read the reply panicked"));
-            self.results.resize(self.messages, Err(Error::Lost { address, outcome_unknown: self.sent, source }));
+/// A call of [`Publisher::publish`].
+struct Call<'c, 'm> {
+    shared: &'c Shared,
+    message: &'c Message<'m>,
+    deadline: Deadline,
+    /// What there is to log when the turn is over.
+    lines: Vec<log_later::Line>,
+}
+
+impl Caller for Call<'_, '_> {
+    type Answer = Result<EntryId>;
+    type Until = Instant;
+
+    fn until(&self) -> Instant {
+        // All have the same limit, so who came last can wait longest.
+        self.deadline.started()
+    }
+
+    fn encode(&self, encoded: &mut Vec<u8>) {
+        commands::encode_add(encoded, &self.shared.output, self.message);
+    }
+
+    fn wait<'g, T>(
+        &self,
+        _: &'g Mutex<T>,
+        condvar: &Condvar,
+        guard: MutexGuard<'g, T>,
+        linger: Option<Duration>,
+    ) -> (MutexGuard<'g, T>, Wake) {
+        let left = self.deadline.left();
+        if left.is_zero() {
+            return (guard, Wake::Late);
         }
-        let mut queue = lock(&self.shared.queue);
-        // After a failure nobody is waited for.
-        queue.expected = if self.results.iter().any(Result::is_ok) { self.messages + queue.messages } else { 0 };
-        queue.last_round_trip = round_trip;
-        if queue.encoded.capacity() == 0 {
-            queue.encoded = std::mem::take(&mut self.encoded);
-            queue.encoded.clear();
-            queue.encoded.shrink_to(QUEUE_BYTES);
-        }
-        let next = (queue.messages > 0).then(|| Arc::clone(&queue.batch));
-        if next.is_none() {
-            queue.turn = Turn::Free;
-        }
-        drop(queue);
-        // First the next turn, which has the server wait; then the callers of this one.
-        if let Some(next) = next {
-            next.pass_turn();
-        }
-        self.batch.finish(std::mem::take(&mut self.results));
+        let (limit, over) = match linger {
+            Some(linger) if linger < left => (linger, Wake::Lingered),
+            _ => (left, Wake::Late),
+        };
+        let (guard, waited) = condvar.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner);
+        (guard, if waited.timed_out() { over } else { Wake::Called })
+    }
+
+    fn prepare(&mut self) -> Result<(), NotReady<Result<EntryId>>> {
+        let _leading = Leading::begin(self.shared);
+        let Call { shared, deadline, .. } = *self;
+        log_later::keep(&mut self.lines, || shared.prepare(deadline))
+    }
+
+    fn lacks_time(&self) -> bool {
+        self.deadline.left() < self.shared.pool.params().socket_timeout
+    }
+
+    fn round_trip(&mut self, request: &[u8], messages: usize, answers: &mut Vec<Result<EntryId>>) -> RoundTrip {
+        let _leading = Leading::begin(self.shared);
+        let Call { shared, deadline, .. } = *self;
+        log_later::keep(&mut self.lines, || shared.round_trip(deadline, request, messages, answers))
     }
 }
 
 impl Shared {
-    /// The connection, opened or looked after if need be.
-    fn usable<'c>(&self, held: &'c mut Option<Connection>) -> Result<&'c mut Connection> {
+    /// Opens the connection, or looks after it, if need be.
+    fn prepare(&self, deadline: Deadline) -> Result<(), NotReady<Result<EntryId>>> {
         let params = self.pool.params();
-        if let Some(connection) = held {
-            let deadline = Deadline::after(params.socket_timeout);
+        let mut held = crate::signal::lock(&self.connection);
+        if let Some(connection) = &mut *held {
+            let check = Deadline::after(params.socket_timeout.min(deadline.left()));
             // A panic may have left it in the middle of a request.
-            if connection.is_broken() || connection.check_after_idling(params.health_check_interval, deadline).is_err()
-            {
-                *held = None;
+            if !connection.is_broken() && connection.check_after_idling(params.health_check_interval, check).is_ok() {
+                return Ok(());
             }
+            *held = None;
         }
-        match held {
-            Some(connection) => Ok(connection),
-            none => Ok(none.insert(self.pool.connector().connect(&Interrupter::new())?)),
+        let left = deadline.left();
+        match self.pool.connector().connect_within(left, &Interrupter::new()) {
+            Ok(connection) => {
+                *held = Some(connection);
+                Ok(())
+            }
+            Err(error) if error.is_timeout() && left < params.socket_connect_timeout => Err(NotReady::Late(Err(error))),
+            Err(error) => Err(NotReady::ForAll(Err(error))),
         }
+    }
+
+    fn round_trip(
+        &self,
+        deadline: Deadline,
+        request: &[u8],
+        messages: usize,
+        answers: &mut Vec<Result<EntryId>>,
+    ) -> RoundTrip {
+        let started = Instant::now();
+        let mut held = crate::signal::lock(&self.connection);
+        let Some(connection) = &mut *held else { return RoundTrip::default() };
+        connection.append(messages, |encoded| encoded.extend_from_slice(request));
+        if let Some(ttl) = self.output.ttl {
+            commands::encode_refresh(connection, &self.output.stream_id, ttl);
+        }
+        let sent = if deadline.left() < self.pool.params().socket_timeout {
+            connection.send_until(deadline)
+        } else {
+            connection.send()
+        };
+        match sent {
+            Ok(()) => {
+                while answers.len() < messages {
+                    let answer = commands::receive_id(connection, "XADD");
+                    if connection.is_failed() {
+                        answers.resize(messages, answer);
+                    } else {
+                        answers.push(answer);
+                    }
+                }
+                conclude_add(connection, &self.output);
+            }
+            Err(error) => answers.resize(messages, Err(error)),
+        }
+        if connection.is_broken() {
+            *held = None;
+        }
+        RoundTrip { took: started.elapsed(), succeeded: answers.iter().any(Result::is_ok) }
     }
 }
 
-impl Queue {
-    fn is_full(&self) -> bool {
-        self.messages >= QUEUE_MESSAGES || self.encoded.len() >= QUEUE_BYTES
-    }
+thread_local! {
+    /// The publishers whose turn this thread has, by their addresses: one as a rule.
+    static LED: RefCell<Vec<*const Shared>> = const { RefCell::new(Vec::new()) };
+}
 
-    /// Whether this batch waits still for somebody to send it.
-    fn is_open_for(&self, batch: &Batch) -> bool {
-        self.turn == Turn::Open && std::ptr::eq(&*self.batch, batch)
+/// Whether this is a call from within the publisher's own turn.
+fn is_led_by_this_thread(shared: &Shared) -> bool {
+    // A thread that is about to end leads nothing.
+    LED.try_with(|led| led.borrow().iter().any(|one| std::ptr::eq(*one, shared))).unwrap_or(false)
+}
+
+/// Marks the thread while it is at the connection, where a TLS verifier or a logger may be called.
+struct Leading;
+
+impl Leading {
+    fn begin(shared: &Shared) -> Leading {
+        let _ = LED.try_with(|led| led.borrow_mut().push(shared));
+        Leading
     }
 }
 
-impl Batch {
-    fn new() -> Arc<Batch> {
-        Arc::new(Batch {
-            state: Mutex::new(BatchState { phase: Phase::Waiting, asleep: 0 }),
-            changed: Condvar::new(),
-            has_news: AtomicBool::new(false),
-        })
-    }
-
-    /// Waits until the batch is done, until it is this caller's turn, or for `limit`, sleeping only after so many yields.
-    fn wait(&self, yields: usize, limit: Option<Duration>) -> Woken {
-        for _ in 0..yields {
-            if self.has_news.load(Ordering::Acquire) {
-                break;
-            }
-            std::thread::yield_now();
-        }
-        let mut state = lock(&self.state);
-        loop {
-            match state.phase {
-                Phase::Done(_) => return Woken::Done,
-                Phase::YourTurn => {
-                    state.phase = Phase::Waiting;
-                    self.has_news.store(false, Ordering::Release);
-                    return Woken::YourTurn;
-                }
-                Phase::Waiting => {}
-            }
-            state.asleep += 1;
-            let time_is_up;
-            (state, time_is_up) = match limit {
-                None => (self.changed.wait(state).unwrap_or_else(PoisonError::into_inner), false),
-                Some(limit) => {
-                    let (state, waited) =
-                        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
-                    (state, waited.timed_out())
-                }
-            };
-            state.asleep -= 1;
-            if time_is_up && matches!(state.phase, Phase::Waiting) {
-                return Woken::TimeIsUp;
-            }
-        }
-    }
-
-    fn pass_turn(&self) {
-        if self.change(Phase::YourTurn) > 0 {
-            self.changed.notify_one();
-        }
-    }
-
-    fn finish(&self, results: Vec<Result<EntryId>>) {
-        if self.change(Phase::Done(results)) > 0 {
-            self.changed.notify_all();
-        }
-    }
-
-    /// How many callers are to be woken for it.
-    fn change(&self, phase: Phase) -> usize {
-        let mut state = lock(&self.state);
-        state.phase = phase;
-        self.has_news.store(true, Ordering::Release);
-        state.asleep
-    }
-
-    fn result(&self, position: usize) -> Result<EntryId> {
-        match &lock(&self.state).phase {
-            Phase::Done(results) => {
-                results.get(position).cloned().unwrap_or(Err(Error::reply("XADD", "no reply for this message")))
-            }
-            Phase::Waiting | Phase::YourTurn => Err(Error::reply("XADD", "no reply for this message")),
-        }
+impl Drop for Leading {
+    fn drop(&mut self) {
+        let _ = LED.try_with(|led| led.borrow_mut().pop());
     }
 }
 

@@ -18,6 +18,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStor
 use rustls_native_certs::CertificateResult;
 
 use crate::error::{Cause, Error, Result};
+use crate::log_later::log_later;
 use crate::params::{Pem, TlsParams};
 use pem::PemFile;
 
@@ -75,7 +76,7 @@ pub(crate) fn server_name(params: &TlsParams, host: &str) -> Result<ServerName<'
 /// Says aloud that this connection is open to anyone in between.
 pub(crate) fn warn_if_dangerous(params: &TlsParams, address: &str) {
     if params.danger_accept_invalid_certs {
-        log::warn!("the TLS certificate of {address} is not verified: `danger_accept_invalid_certs` is set");
+        log_later!(Warn, "the TLS certificate of {address} is not verified: `danger_accept_invalid_certs` is set");
     }
 }
 

@@ -6,6 +6,7 @@ use super::{integer, is_forbidden};
 use crate::connection::Connection;
 use crate::endpoint::milliseconds;
 use crate::error::Result;
+use crate::log_later::log_later;
 
 /// Gives KEYS[1] at least ARGV[1] milliseconds to live, only if it is a stream: an `EXPIRE` sent blindly behind an `XADD`
 /// that is refused with WRONGTYPE would put a lifetime on somebody else's data. A longer lifetime stays: it is that of
@@ -106,6 +107,6 @@ fn finish_refresh(
 pub(crate) fn conclude_refresh(connection: &mut Connection, stream_id: &str, ttl: Duration, refresh: Result<Refresh>) {
     let finished = refresh.and_then(|refresh| finish_refresh(connection, stream_id, ttl, refresh, Longer::Stays));
     if let Err(error) = finished {
-        log::warn!("the expiry of stream {stream_id} was not refreshed: {error}");
+        log_later!(Warn, "the expiry of stream {stream_id} was not refreshed: {error}");
     }
 }

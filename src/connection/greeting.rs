@@ -7,6 +7,7 @@ use redis::RedisError;
 
 use super::Connection;
 use crate::error::{ConnectStep, Error, Result};
+use crate::log_later::log_later;
 use crate::net::{Deadline, Interrupter, LastGood, Socket, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
@@ -77,7 +78,7 @@ impl Connector {
         };
         let mut connection = Connection::new(socket, Arc::clone(&self.address), &self.params);
         connection.greet(&self.params, deadline)?;
-        log::debug!("connected to {}", self.address);
+        log_later!(Debug, "connected to {}", self.address);
         Ok(connection)
     }
 }

@@ -1,7 +1,6 @@
 //! Publishers whose connection fails: each caller learns what became of its message, and nothing is sent twice.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -11,25 +10,28 @@ use std::time::{Duration, Instant};
 use step_redis::{EntryId, Error, PoolParams, Publisher, Result, StepStream};
 
 use crate::common::{Behaviour, Direction, Peer, Proxy, Server};
-use crate::support::{LIMIT, Scene, connect, let_logger_panic_at, quick, remember_logs};
+use crate::support::{LIMIT, Scene, connect, let_logger_do_once_at, let_logger_panic_at, quick, remember_logs};
 
 const CALLERS: usize = 12;
 
 /// What the caller of one message was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    Confirmed,
+    Confirmed(EntryId),
     Unknown,
     NotSent,
 }
 
 impl Told {
-    fn of<T>(result: &Result<T>) -> Told {
+    fn of(result: &Result<EntryId>) -> Told {
         match result {
-            Ok(_) => Told::Confirmed,
-            Err(error) if error.is_outcome_unknown() => Told::Unknown,
-            Err(_) => Told::NotSent,
+            Ok(id) => Told::Confirmed(*id),
+            Err(error) => Told::by(error),
         }
+    }
+
+    fn by(error: &Error) -> Told {
+        if error.is_outcome_unknown() { Told::Unknown } else { Told::NotSent }
     }
 }
 
@@ -64,12 +66,11 @@ fn batches_under_faults_tell_the_truth_about_each_message() {
         move |text: &str| {
             let texts: Vec<String> = (0..300).map(|number| format!("{text}/{number}")).collect();
             let told = match stream.publish_batch(&output, texts.iter().map(String::as_str)) {
-                Ok(ids) => vec![Told::Confirmed; ids.len()],
+                Ok(ids) => ids.into_iter().map(Told::Confirmed).collect(),
                 Err(error) => {
-                    let lost = Told::of(&Err::<(), _>(error.clone()));
+                    let lost = Told::by(&error);
                     let Error::Batch { published, .. } = error else { return tell(texts, vec![lost; 300]) };
-                    let mut told: Vec<Told> =
-                        published.iter().map(|id| if id.is_some() { Told::Confirmed } else { lost }).collect();
+                    let mut told: Vec<Told> = published.iter().map(|id| id.map_or(lost, Told::Confirmed)).collect();
                     told.resize(300, Told::NotSent);
                     told
                 }
@@ -97,19 +98,23 @@ where
     let stream = connect(params.connection_available_timeout(limit));
     let publish = make(&scene, &stream);
     let ended = AtomicBool::new(false);
-    let told: Mutex<BTreeMap<String, Told>> = Mutex::default();
-    let count = |wanted: Told| told.lock().unwrap().values().filter(|told| **told == wanted).count();
+    // What each caller was told, in its order.
+    let told: Vec<Mutex<Vec<(String, Told)>>> = (0..CALLERS).map(|_| Mutex::default()).collect();
+    let count = |wanted: fn(&Told) -> bool| -> usize {
+        told.iter().map(|told| told.lock().unwrap().iter().filter(|(_, told)| wanted(told)).count()).sum()
+    };
+    let is_confirmed = |told: &Told| matches!(told, Told::Confirmed(_));
 
     thread::scope(|scope| {
-        for caller in 0..CALLERS {
-            let (publish, ended, told) = (&publish, &ended, &told);
+        for (caller, told) in told.iter().enumerate() {
+            let (publish, ended) = (&publish, &ended);
             scope.spawn(move || {
                 for number in 0.. {
                     if ended.load(Ordering::SeqCst) {
                         break;
                     }
                     let results = publish(&format!("{caller}-{number}"));
-                    let failed = results.iter().any(|(_, told)| *told != Told::Confirmed);
+                    let failed = !results.iter().all(|(_, told)| is_confirmed(told));
                     told.lock().unwrap().extend(results);
                     if failed {
                         thread::sleep(Duration::from_millis(5));
@@ -136,25 +141,40 @@ where
         for _ in 0..3 {
             for fault in faults {
                 // In between all is well for a moment.
-                let confirmed = count(Told::Confirmed);
-                crate::common::wait_until(LIMIT, || count(Told::Confirmed) > confirmed + 3);
+                let confirmed = count(is_confirmed);
+                crate::common::wait_until(LIMIT, || count(is_confirmed) > confirmed + 3);
                 fault();
             }
         }
         ended.store(true, Ordering::SeqCst);
     });
 
-    assert!(count(Told::Unknown) > 0, "no fault hit a message on its way");
-    let content = scene.content();
-    for (text, told) in told.into_inner().unwrap() {
-        let found = content.get(&text).copied().unwrap_or_default();
-        let right = match told {
-            Told::Confirmed => found == 1,
-            Told::Unknown => found <= 1,
-            Told::NotSent => found == 0,
-        };
-        assert!(right, "{text} was told {told:?} and is in the stream {found} times");
+    assert!(count(|told| *told == Told::Unknown) > 0, "no fault hit a message on its way");
+    let entries = entries(&scene);
+    for told in told {
+        let told = told.into_inner().unwrap();
+        for (text, told) in &told {
+            let found = entries.get(text).map(Vec::as_slice).unwrap_or_default();
+            let right = match told {
+                Told::Confirmed(id) => found == [*id],
+                Told::Unknown => found.len() <= 1,
+                Told::NotSent => found.is_empty(),
+            };
+            assert!(right, "{text} was told {told:?} and is in the stream as {found:?}");
+        }
+        let there: Vec<EntryId> = told.iter().filter_map(|(text, _)| entries.get(text)).flatten().copied().collect();
+        assert!(there.is_sorted(), "a caller's messages keep their order");
     }
+}
+
+/// The ids under which each text is in the stream.
+fn entries(scene: &Scene) -> BTreeMap<String, Vec<EntryId>> {
+    let mut entries: BTreeMap<String, Vec<EntryId>> = BTreeMap::new();
+    for entry in scene.server.command(&["XRANGE", &scene.stream_id, "-", "+"]).array() {
+        let [id, fields] = entry.array() else { panic!("{entry:?}") };
+        entries.entry(fields.array()[1].text()).or_default().push(id.text().parse().unwrap());
+    }
+    entries
 }
 
 #[test]
@@ -193,8 +213,81 @@ fn a_refused_message_is_its_own_callers_error() {
     assert_eq!(peer.connections(), 2);
 }
 
+/// A peer that takes every request and answers none; the texts that it received, without their padding.
+fn hanging_peers() -> [(Peer, PoolParams, Arc<Mutex<Vec<String>>>); 2] {
+    let hang = |received: &Arc<Mutex<Vec<String>>>| {
+        let received = Arc::clone(received);
+        Behaviour::custom(move |talk| {
+            talk.handshake()?;
+            loop {
+                let request = talk.request()?;
+                received.lock().unwrap().push(text_of(request.last().unwrap()));
+            }
+        })
+    };
+    let (on_tcp, on_unix) = (Arc::default(), Arc::default());
+    let (tcp, unix) = (Peer::tcp(hang(&on_tcp)), Peer::unix(hang(&on_unix)));
+    [(tcp, on_tcp), (unix, on_unix)].map(|(peer, received)| {
+        let params = PoolParams::from_url(&peer.url()).unwrap();
+        (peer, params, received)
+    })
+}
+
+/// A message of a mebibyte that begins with a text.
+fn padded(text: &str) -> Vec<u8> {
+    let mut payload = vec![b'.'; 1024 * 1024];
+    payload[..text.len()].copy_from_slice(text.as_bytes());
+    payload
+}
+
+fn text_of(payload: &[u8]) -> String {
+    let end = payload.iter().position(|byte| *byte == b'.').unwrap_or(payload.len());
+    String::from_utf8_lossy(&payload[..end]).into_owned()
+}
+
 #[test]
-fn callers_wait_no_longer_than_two_turns_when_nothing_answers() {
+fn many_callers_with_long_messages_wait_no_longer_than_one_alone() {
+    const MANY: usize = 64;
+    let limit = Duration::from_millis(500);
+    for (_peer, params, received) in hanging_peers() {
+        let stream = connect(params.socket_timeout(limit).socket_connect_timeout(limit));
+        let publisher = &stream.publisher(step_redis::StreamOutput::new("orders"));
+        let start = &Barrier::new(MANY);
+        let told: Vec<(String, Told, Duration)> = thread::scope(|scope| {
+            let callers: Vec<_> = (0..MANY)
+                .map(|caller| {
+                    scope.spawn(move || {
+                        let message = padded(&format!("{caller}"));
+                        start.wait();
+                        // Half of them come one by one, while others wait.
+                        thread::sleep(limit * (caller / (MANY / 2) * caller) as u32 / MANY as u32);
+                        let started = Instant::now();
+                        let error = publisher.publish(&message).unwrap_err();
+                        let took = started.elapsed();
+                        assert!(error.is_timeout() && error.is_retryable(), "{error:?}");
+                        (format!("{caller}"), Told::by(&error), took)
+                    })
+                })
+                .collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        });
+        let slowest = told.iter().map(|(.., took)| *took).max().unwrap();
+        assert!(slowest < 2 * limit + crate::support::SLACK, "{slowest:?}");
+        let received = received.lock().unwrap();
+        for (text, told, _) in &told {
+            let times = received.iter().filter(|received| *received == text).count();
+            assert!(
+                times <= 1 && (*told == Told::Unknown || times == 0),
+                "{text} was told {told:?}, received {times} times"
+            );
+        }
+        let unknown = told.iter().filter(|(_, told, _)| *told == Told::Unknown).count();
+        assert!((1..MANY / 2).contains(&unknown), "of {unknown} messages the outcome is unknown");
+    }
+}
+
+#[test]
+fn callers_who_wait_when_nothing_answers_are_served_again_once_it_does() {
     let scene = Scene::new();
     let proxy = Proxy::start(scene.server.port());
     let limit = Duration::from_millis(500);
@@ -208,7 +301,6 @@ fn callers_wait_no_longer_than_two_turns_when_nothing_answers() {
             scope.spawn(move || {
                 let started = Instant::now();
                 publisher.publish(format!("{caller}")).unwrap_err();
-                // The turn before takes the socket timeout; the next connects in vain.
                 assert!(started.elapsed() < limit * 2 + crate::support::SLACK, "{:?}", started.elapsed());
             });
         }
@@ -216,6 +308,73 @@ fn callers_wait_no_longer_than_two_turns_when_nothing_answers() {
     proxy.heal();
     publisher.publish("healed").unwrap();
     assert_eq!(scene.content().len(), 2);
+}
+
+#[test]
+fn a_caller_whose_message_is_under_way_waits_for_its_own_deadline_too() {
+    // The first request hangs; its caller reads for `socket_timeout`. The second caller joins nothing: its message is sent when
+    // the first gives up, over another connection, and confirmed then.
+    let limit = Duration::from_millis(400);
+    let (seen, first) = crossbeam_channel::bounded(1);
+    let peer = Peer::tcp_each(move |connection| {
+        let seen = seen.clone();
+        // The pool's is the first.
+        Behaviour::custom(move |talk| {
+            talk.handshake()?;
+            loop {
+                talk.request()?;
+                if connection > 1 {
+                    talk.send(b"$3\r\n1-1\r\n")?;
+                } else {
+                    let _ = seen.try_send(());
+                }
+            }
+        })
+    });
+    let stream = connect(quick(peer.port()).socket_timeout(limit).socket_connect_timeout(LIMIT));
+    let publisher = stream.publisher(step_redis::StreamOutput::new("orders"));
+    thread::scope(|scope| {
+        let hangs = scope.spawn(|| publisher.publish("hangs").unwrap_err());
+        first.recv_timeout(LIMIT).unwrap();
+        let (started, told) = (Instant::now(), publisher.publish("goes on"));
+        assert_eq!(told.unwrap(), EntryId::new(1, 1));
+        assert!(started.elapsed() < limit + crate::support::SLACK, "{:?}", started.elapsed());
+        assert!(hangs.join().unwrap().is_outcome_unknown());
+    });
+}
+
+#[test]
+fn a_logger_that_publishes_through_the_same_publisher_waits_for_nobody() {
+    // This user may not refresh the expiry, so each turn ends with a warning.
+    let scene = Scene::on(Server::builder().user("service", "on >secret ~* &* +@all -eval -pexpire"));
+    let stream = connect(patient(scene.params()).username("service").password("secret"));
+    for (number, part) in ["connected to", "was not refreshed"].into_iter().enumerate() {
+        for on_another_thread in [false, true] {
+            let publisher = stream.publisher(scene.output.clone().ttl(Duration::from_secs(60)));
+            let (told, outcome) = crossbeam_channel::bounded(2);
+            let name = format!("{number} {on_another_thread}");
+            let texts = [format!("outer {name}"), format!("inner {name}")];
+            let [outer, inner] = texts.clone();
+            thread::spawn(move || {
+                let (again, tell) = (publisher.clone(), told.clone());
+                let log = move || tell.send(again.publish(&inner)).unwrap();
+                let_logger_do_once_at(part, move || {
+                    if on_another_thread {
+                        // A logger that waits for the thread that writes.
+                        thread::spawn(log).join().unwrap();
+                    } else {
+                        log();
+                    }
+                });
+                told.send(publisher.publish(&outer)).unwrap();
+            });
+            for _ in 0..2 {
+                outcome.recv_timeout(LIMIT).expect("the logger waits for itself").unwrap();
+            }
+            let content = scene.content();
+            assert!(texts.iter().all(|text| content.get(text) == Some(&1)), "{content:?}");
+        }
+    }
 }
 
 #[test]
@@ -251,7 +410,7 @@ fn a_logger_that_panics_after_the_replies_leaves_no_caller_without_its_own() {
 }
 
 #[test]
-fn a_logger_that_panics_amid_the_replies_leaves_no_caller_waiting() {
+fn a_logger_that_panics_at_something_amid_the_replies_costs_no_other_caller_its_own() {
     let received: Arc<Mutex<Vec<String>>> = Arc::default();
     let peer = Peer::tcp(Behaviour::custom({
         let received = Arc::clone(&received);
@@ -280,14 +439,9 @@ fn a_logger_that_panics_amid_the_replies_leaves_no_caller_waiting() {
     let mut received = received.lock().unwrap().clone();
     assert_eq!(received[after.sequence as usize - 1], "after");
     let told = outcomes.into_iter().filter_map(|(message, outcome)| Some((message, outcome?)));
-    let (confirmed, lost): (Vec<_>, Vec<_>) = told.partition(|(_, told)| told.is_ok());
-    assert!(!confirmed.is_empty() && !lost.is_empty(), "{} confirmed, {} lost", confirmed.len(), lost.len());
-    for (message, id) in confirmed {
+    for (message, id) in told {
+        // The logger was called after the turn.
         assert_eq!(received[id.unwrap().sequence as usize - 1], message);
-    }
-    for (_, error) in lost {
-        let error = error.unwrap_err();
-        assert!(error.is_outcome_unknown() && error.source().unwrap().to_string().contains("panicked"), "{error:?}");
     }
     let all = received.len();
     received.sort();

@@ -171,6 +171,12 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
 
 thread_local! {
     static PANIC_AT: Cell<Option<&'static str>> = const { Cell::new(None) };
+    static ONCE_AT: Cell<Option<(&'static str, Box<dyn FnOnce()>)>> = const { Cell::new(None) };
+}
+
+/// The next time this thread logs something with this text in it, the logger does this.
+pub(crate) fn let_logger_do_once_at(text: &'static str, what: impl FnOnce() + 'static) {
+    ONCE_AT.set(Some((text, Box::new(what))));
 }
 
 /// From now on the logger panics when this thread logs something with this text in it.
@@ -191,8 +197,12 @@ impl Log for Remember {
         let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
         let text = record.args().to_string();
         let panics = PANIC_AT.get().is_some_and(|part| text.contains(part));
-        records.push((Instant::now(), record.level(), text));
+        records.push((Instant::now(), record.level(), text.clone()));
         drop(records);
+        match ONCE_AT.take() {
+            Some((part, what)) if text.contains(part) => what(),
+            other => ONCE_AT.set(other),
+        }
         assert!(!panics, "the logger was told to panic");
     }
 
