@@ -12,6 +12,8 @@ mod core_suite;
 mod mistakes;
 #[cfg(feature = "tls")]
 mod pool;
+#[cfg(feature = "tls")]
+mod publishers;
 #[cfg(feature = "encrypted-keys")]
 mod secrets;
 #[cfg(feature = "tls")]
