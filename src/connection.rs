@@ -269,6 +269,13 @@ impl Connection {
         self.receive()
     }
 
+    /// As [`request`](Connection::request), within what is left of the deadline of the request before: for what is part of
+    /// the same call.
+    pub(crate) fn request_in_time_left(&mut self) -> Result<Reply<'_>> {
+        self.send_until(self.socket.deadline())?;
+        self.receive()
+    }
+
     /// `PING`, answered within the deadline.
     pub(crate) fn ping(&mut self, deadline: Deadline) -> Result<()> {
         self.command("PING", 1);

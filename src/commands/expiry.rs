@@ -73,8 +73,8 @@ fn expire(connection: &mut Connection, script: &str, stream_id: &str, ttl: Durat
     finish_refresh(connection, stream_id, ttl, refresh, longer)
 }
 
-/// Where scripts are forbidden, plain commands do it, at the cost of their round trips. Only for a connection that is
-/// owed no reply.
+/// Where scripts are forbidden, plain commands do it, at the cost of their round trips, within the time that the call has
+/// left. Only for a connection that is owed no reply.
 fn finish_refresh(
     connection: &mut Connection,
     stream_id: &str,
@@ -86,20 +86,20 @@ fn finish_refresh(
         return Ok(refresh == Refresh::Done);
     }
     connection.command("TYPE", 2).arg(stream_id);
-    let is_stream = connection.request()?.decode("TYPE", |reply| Ok(reply.bytes()? == b"stream"))?;
+    let is_stream = connection.request_in_time_left()?.decode("TYPE", |reply| Ok(reply.bytes()? == b"stream"))?;
     if !is_stream {
         return Ok(false);
     }
     if longer == Longer::Stays {
         connection.command("PTTL", 2).arg(stream_id);
         // A negative number means that there is no lifetime.
-        let left = connection.request()?.decode("PTTL", |reply| Ok(integer(reply).unwrap_or_default()))?;
+        let left = connection.request_in_time_left()?.decode("PTTL", |reply| Ok(integer(reply).unwrap_or_default()))?;
         if left >= milliseconds(ttl) {
             return Ok(true);
         }
     }
     connection.command("PEXPIRE", 3).arg(stream_id).number(milliseconds(ttl));
-    Ok(connection.request()?.decode("PEXPIRE", integer)? == 1)
+    Ok(connection.request_in_time_left()?.decode("PEXPIRE", integer)? == 1)
 }
 
 /// Takes the outcome of a refresh that went along with a command. The command has done its work, so a refresh that failed

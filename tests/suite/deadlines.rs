@@ -16,6 +16,7 @@ both_protocols! {
     a_publish_to_a_silent_or_dripping_peer_ends_in_time,
     a_batch_is_bounded_as_a_whole,
     a_pipeline_is_bounded_as_a_whole,
+    a_publish_is_bounded_as_a_whole_where_the_expiry_takes_plain_commands,
     a_request_that_the_peer_does_not_read_ends_in_time,
     a_blocking_read_of_a_silent_server_ends_after_its_wait,
     an_acknowledgement_to_a_silent_server_ends_in_time,
@@ -141,6 +142,26 @@ fn a_pipeline_is_bounded_as_a_whole(protocol: Protocol) {
         });
         assert!((EARLIEST..BOUND).contains(&median), "{median:?}");
         assert!(errors.iter().all(redis::RedisError::is_timeout), "{errors:?}");
+    }
+}
+
+fn a_publish_is_bounded_as_a_whole_where_the_expiry_takes_plain_commands(protocol: Protocol) {
+    let refused = b"-NOPERM this user has no permissions to run the 'eval' command\r\n".to_vec();
+    let replies = [b"$3\r\n1-1\r\n".to_vec(), refused, b"+stream\r\n".to_vec(), b":-1\r\n".to_vec()];
+    let answer = |reply: Vec<u8>| [Step::Request, Step::Pause(DRIP), Step::Send(reply)];
+    // Each step is answered in time, all of them together are not.
+    let steps = [vec![Step::Handshake], replies.into_iter().flat_map(answer).collect()].concat();
+    let output = StreamOutput::new(STREAM).ttl(Duration::from_secs(60));
+    for (_peer, params, _) in peers(protocol, &Behaviour::Script(steps)) {
+        let stream = StepStream::new(StepPool::connect(params).unwrap());
+        for through_a_publisher in [false, true] {
+            let publisher = stream.publisher(output.clone());
+            let started = std::time::Instant::now();
+            let id = if through_a_publisher { publisher.publish("text") } else { stream.publish(&output, "text") };
+            // The message is confirmed. The server removes a stream whose expiry was not refreshed, so that is logged.
+            assert_eq!(id.unwrap().to_string(), "1-1");
+            assert!((EARLIEST..BOUND).contains(&started.elapsed()), "{:?}", started.elapsed());
+        }
     }
 }
 
