@@ -2,11 +2,12 @@
 //!
 //! Each module proves one kind of fault: outages and reconnects, a server that is killed again and again, streams and groups
 //! that vanish, states in which a server refuses, half-open networks, the pool without a server, entries that are trimmed
-//! before anyone saw them, shared publishers whose connection fails, and damaged replies.
+//! before anyone saw them, shared publishers whose connection fails, damaged replies, and the bounds of every call under load.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bounds;
 mod damage;
 mod groups;
 mod half_open;
