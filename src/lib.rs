@@ -103,18 +103,22 @@
 //! |---|---|---|
 //! | any that needs a pooled connection | the checkout | `connection_available_timeout` (2 s) |
 //! | [`StepPool::connect`] | name, every address (250 ms apart), TLS, login, first `PING` | `socket_connect_timeout` (30 s) in total |
-//! | a command, a pipeline | all of its replies together | `socket_timeout` (30 s) in total |
+//! | a command, a pipeline, [`StepStream::publish`] | all of its replies together | `socket_timeout` (30 s) in total |
 //! | [`StepStream::publish_batch`] | each window of messages | `socket_timeout` |
 //! | [`StepStream::receive`] | an entry, then the server | `wait_timeout` (5 s) + `socket_timeout` |
-//! | [`Publisher::publish`] | the turn before, its own turn | each `socket_connect_timeout` + `socket_timeout` |
+//! | [`StepStream::claim`] | the search, what follows it | 4 × `socket_timeout` |
+//! | [`Publisher::publish`] | room, its turn, the connection, the server | `socket_connect_timeout` + `socket_timeout` in total |
 //! | [`ConsumerBuilder::spawn`] | two connections, the group | 2 × `socket_connect_timeout` + 2 × `socket_timeout` |
 //! | [`Consumer`]'s `iter` | an entry, or the end | no bound: it is the loop; [`StopHandle::stop`] ends it |
 //! | `try_iter`, `timeout_iter` | nothing, the given limit | the given limit |
 //! | [`Delivery::ack`] of a consumer | nothing ([`AckMode::Queued`]) | - |
+//! | [`Delivery::ack`] otherwise | the checkout, the server | `connection_available_timeout` + `socket_timeout` |
 //! | [`StopHandle::stop`] | nothing; the reader wakes within milliseconds | - |
 //! | [`Consumer::close`], Drop | last acknowledgements, threads | `close_timeout` (2 s) + 0.1 s |
 //!
-//! The limits hold for a call as a whole, against a peer that sends a byte now and then, too. A connection with an I/O error,
+//! The first row comes on top of the others that need a pooled connection. The limits hold for a call as a whole, against a
+//! peer that sends a byte now and then, too, and however many callers there are: a caller of a [`Publisher`] whose time is up
+//! leaves the queue, and knows that nothing was sent. A connection with an I/O error,
 //! a timeout or a reply that is not RESP is never used again, nor is one whose peer begins a reply longer than
 //! [`max_reply`](PoolParams::max_reply) (64 MiB), which bounds the memory it takes. `BLOCK 0` is never sent: long waits are made of several of at
 //! most 30 s, and keepalive and `TCP_USER_TIMEOUT` watch the connection meanwhile.

@@ -108,7 +108,8 @@ impl Publisher {
         check_message(&message)?;
         let params = shared.pool.params();
         let deadline = Deadline::after(params.socket_connect_timeout.saturating_add(params.socket_timeout));
-        let mut call = Call { shared, message: &message, deadline, lines: Vec::new() };
+        let ready = deadline.started();
+        let mut call = Call { shared, message: &message, deadline, ready, lines: Vec::new() };
         let told = shared.hand_over.send(&mut call);
         log_later::tell(call.lines);
         let address = || Arc::clone(shared.pool.connector().address());
@@ -130,6 +131,8 @@ struct Call<'c, 'm> {
     shared: &'c Shared,
     message: &'c Message<'m>,
     deadline: Deadline,
+    /// When the connection was ready.
+    ready: Instant,
     /// What there is to log when the turn is over.
     lines: Vec<log_later::Line>,
 }
@@ -169,11 +172,12 @@ impl Caller for Call<'_, '_> {
     fn prepare(&mut self) -> Result<(), NotReady<Result<EntryId>>> {
         let _leading = Leading::begin(self.shared);
         let Call { shared, deadline, .. } = *self;
-        log_later::keep(&mut self.lines, || shared.prepare(deadline))
+        self.ready = log_later::keep(&mut self.lines, || shared.prepare(deadline))?;
+        Ok(())
     }
 
     fn lacks_time(&self) -> bool {
-        self.deadline.left() < self.shared.pool.params().socket_timeout
+        left_at(self.ready, self.deadline) < self.shared.pool.params().socket_timeout
     }
 
     fn round_trip(&mut self, request: &[u8], messages: usize, answers: &mut Vec<Result<EntryId>>) -> RoundTrip {
@@ -184,15 +188,20 @@ impl Caller for Call<'_, '_> {
 }
 
 impl Shared {
-    /// Opens the connection, or looks after it, if need be.
-    fn prepare(&self, deadline: Deadline) -> Result<(), NotReady<Result<EntryId>>> {
+    /// Opens the connection, or looks after it, if need be; when it was ready.
+    fn prepare(&self, deadline: Deadline) -> Result<Instant, NotReady<Result<EntryId>>> {
         let params = self.pool.params();
         let mut held = crate::signal::lock(&self.connection);
         if let Some(connection) = &mut *held {
-            let check = Deadline::after(params.socket_timeout.min(deadline.left()));
+            let mut check = Deadline::after(params.socket_timeout);
+            let now = check.started();
+            let left = left_at(now, deadline);
+            if left < params.socket_timeout {
+                check = Deadline::after(left);
+            }
             // A panic may have left it in the middle of a request.
             if !connection.is_broken() && connection.check_after_idling(params.health_check_interval, check).is_ok() {
-                return Ok(());
+                return Ok(now);
             }
             *held = None;
         }
@@ -200,7 +209,7 @@ impl Shared {
         match self.pool.connector().connect_within(left, &Interrupter::new()) {
             Ok(connection) => {
                 *held = Some(connection);
-                Ok(())
+                Ok(Instant::now())
             }
             Err(error) if error.is_timeout() && left < params.socket_connect_timeout => Err(NotReady::Late(Err(error))),
             Err(error) => Err(NotReady::ForAll(Err(error))),
@@ -221,7 +230,7 @@ impl Shared {
         if let Some(ttl) = self.output.ttl {
             commands::encode_refresh(connection, &self.output.stream_id, ttl);
         }
-        let sent = if deadline.left() < self.pool.params().socket_timeout {
+        let sent = if left_at(started, deadline) < self.pool.params().socket_timeout {
             connection.send_until(deadline)
         } else {
             connection.send()
@@ -245,6 +254,10 @@ impl Shared {
         }
         RoundTrip { took: started.elapsed(), succeeded: answers.iter().any(Result::is_ok) }
     }
+}
+
+fn left_at(now: Instant, deadline: Deadline) -> Duration {
+    deadline.limit().saturating_sub(now.saturating_duration_since(deadline.started()))
 }
 
 thread_local! {

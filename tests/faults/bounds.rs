@@ -5,6 +5,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use step_redis::redis::ConnectionLike;
 use step_redis::{
     AckMode, Consumer, Delivery, Error, PoolParams, PooledConnection, StepPool, StepStream, StreamInput, redis,
 };
@@ -47,9 +48,13 @@ fn params(scene: &Scene) -> PoolParams {
 
 /// A stream over a pool whose connections are all open.
 fn warm(scene: &Scene) -> StepStream {
-    let patient = params(scene).connection_available_timeout(NEVER).socket_connect_timeout(NEVER);
-    let stream = connect(patient);
-    let all: Vec<PooledConnection> = (0..CALLERS).map(|_| stream.pool().get().unwrap()).collect();
+    let stream = connect(params(scene));
+    let mut all: Vec<PooledConnection> = Vec::new();
+    // A busy machine may take its time.
+    wait_until(NEVER, || {
+        all.extend(stream.pool().get());
+        all.len() == CALLERS
+    });
     drop(all);
     assert_eq!(stream.pool().state().idle as usize, CALLERS);
     stream
@@ -91,17 +96,21 @@ fn a_command_and_a_pipeline() {
     let stream = warm(&scene);
     let held: Vec<_> = (0..CALLERS).map(|_| std::sync::Mutex::new(stream.pool().get().unwrap())).collect();
     scene.server.pause();
+    // Encoded before, which takes a while in a debug build.
     let payload = vec![b'.'; MEBIBYTE];
+    let command = redis::cmd("SET").arg("key").arg(&payload).get_packed_command();
+    let mut pipe = redis::pipe();
+    for piece in payload.chunks(MEBIBYTE / 16) {
+        pipe.cmd("SET").arg("key").arg(piece);
+    }
+    let pipe = pipe.get_packed_pipeline();
     let (results, took) = at_once(|caller| {
         let mut connection = held[caller].lock().unwrap();
         if caller % 2 == 0 {
-            return redis::cmd("SET").arg("key").arg(&payload).query::<()>(&mut *connection);
+            connection.req_packed_command(&command).map(|_| ())
+        } else {
+            connection.req_packed_commands(&pipe, 0, 16).map(|_| ())
         }
-        let mut pipe = redis::pipe();
-        for piece in payload.chunks(MEBIBYTE / 16) {
-            pipe.cmd("SET").arg("key").arg(piece).ignore();
-        }
-        pipe.query::<()>(&mut *connection)
     });
     assert!(results.iter().all(|result| result.as_ref().is_err_and(redis::RedisError::is_timeout)), "{results:?}");
     assert_within(LIMIT, took);
@@ -157,6 +166,26 @@ fn receiving() {
     let (results, took) = at_once(|caller| stream.receive(&input(caller)).map(|_| ()));
     assert!(results.iter().all(|result| result.as_ref().is_err_and(Error::is_timeout)), "{results:?}");
     assert_within(wait + LIMIT, took);
+}
+
+#[test]
+fn claiming_and_confirmed_acknowledgements() {
+    let scene = Scene::new();
+    let stream = warm(&scene);
+    let input = |caller: usize| scene.input().consumer(format!("{caller}"));
+    stream.create_input_stream(&input(0)).unwrap();
+    stream.publish_batch(&scene.output, (0..CALLERS).map(|_| vec![b'.'; MEBIBYTE / 4])).unwrap();
+    let received = stream.receive_batch(&input(0), CALLERS).unwrap();
+    assert_eq!(received.len(), CALLERS);
+    scene.server.pause();
+    let (results, took) = at_once(|caller| stream.claim(&input(caller), Duration::ZERO, CALLERS).map(|_| ()));
+    assert!(results.iter().all(|result| result.as_ref().is_err_and(Error::is_timeout)), "{results:?}");
+    assert_within(4 * LIMIT, took);
+    let received: Vec<_> = received.into_iter().map(|delivery| std::sync::Mutex::new(Some(delivery))).collect();
+    let (results, took) = at_once(|caller| received[caller].lock().unwrap().take().unwrap().ack());
+    assert!(results.iter().all(|result| result.as_ref().is_err_and(Error::is_timeout)), "{results:?}");
+    // The pool's connections were lost just before, so most of them wait for one.
+    assert_within(2 * LIMIT, took);
 }
 
 #[test]

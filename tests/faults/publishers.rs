@@ -213,9 +213,12 @@ fn a_refused_message_is_its_own_callers_error() {
     assert_eq!(peer.connections(), 2);
 }
 
-/// A peer that takes every request and answers none; the texts that it received, without their padding.
-fn hanging_peers() -> [(Peer, PoolParams, Arc<Mutex<Vec<String>>>); 2] {
-    let hang = |received: &Arc<Mutex<Vec<String>>>| {
+/// The texts that a peer received, without their padding.
+type Received = Arc<Mutex<Vec<String>>>;
+
+/// Peers that take every request and answer none.
+fn hanging_peers() -> [(Peer, PoolParams, Received); 2] {
+    let hang = |received: &Received| {
         let received = Arc::clone(received);
         Behaviour::custom(move |talk| {
             talk.handshake()?;

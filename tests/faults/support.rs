@@ -169,9 +169,11 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+type OnceAt = (&'static str, Box<dyn FnOnce()>);
+
 thread_local! {
     static PANIC_AT: Cell<Option<&'static str>> = const { Cell::new(None) };
-    static ONCE_AT: Cell<Option<(&'static str, Box<dyn FnOnce()>)>> = const { Cell::new(None) };
+    static ONCE_AT: Cell<Option<OnceAt>> = const { Cell::new(None) };
 }
 
 /// The next time this thread logs something with this text in it, the logger does this.

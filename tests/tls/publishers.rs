@@ -16,10 +16,11 @@ use crate::support::{params, server};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+type First = Box<dyn FnMut() + Send>;
+
 /// Accepts everybody, and does something else first.
 struct Verifier {
-    #[allow(clippy::type_complexity)]
-    first: Mutex<Option<Box<dyn FnMut() + Send>>>,
+    first: Mutex<Option<First>>,
 }
 
 impl Verifier {
