@@ -84,3 +84,48 @@ impl Drop for Keeping<'_> {
 fn swap(lines: Option<Vec<Line>>) -> Option<Vec<Line>> {
     KEPT.try_with(|kept| kept.replace(lines)).unwrap_or(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    fn say(text: &str) {
+        log(Level::Warn, "test", format_args!("{text}"));
+    }
+
+    fn texts(lines: Vec<Line>) -> Vec<String> {
+        lines.into_iter().map(|line| line.text).collect()
+    }
+
+    #[test]
+    fn work_within_work_tells_the_outer_one() {
+        let (mut outer, mut inner) = (Vec::new(), Vec::new());
+        let done = keep(&mut outer, || {
+            say("before");
+            keep(&mut inner, || say("inner"));
+            say("between");
+            tell(std::mem::take(&mut inner));
+            "done"
+        });
+        assert_eq!((done, texts(outer)), ("done", ["before", "between", "inner"].map(String::from).to_vec()));
+    }
+
+    #[test]
+    fn a_panic_ends_the_keeping_and_loses_nothing() {
+        let (mut outer, mut inner) = (Vec::new(), Vec::new());
+        keep(&mut outer, || {
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                keep(&mut inner, || {
+                    say("inner");
+                    std::panic::resume_unwind(Box::new(()));
+                });
+            }));
+            assert!(panicked.is_err());
+            say("outer");
+        });
+        assert_eq!((texts(outer), texts(inner)), (vec!["outer".to_owned()], vec!["inner".to_owned()]));
+        assert!(swap(None).is_none());
+    }
+}
