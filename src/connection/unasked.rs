@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Connection;
 use crate::error::{Error, Result};
+use crate::log_later::log_later;
 use crate::net::Deadline;
 
 impl Connection {
@@ -54,7 +55,7 @@ impl Connection {
         while self.replies.first().is_some_and(|first| first == b'>' || self.unawaited > 0) {
             match self.replies.next() {
                 Ok(Some((start, _))) if self.replies.byte(start) == Some(b'>') => {
-                    log::trace!("{}: a push message is set aside", self.address);
+                    log_later!(Trace, "{}: a push message is set aside", self.address);
                 }
                 Ok(Some(_)) => self.unawaited -= 1,
                 Ok(None) => return Ok(()),
