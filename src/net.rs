@@ -354,6 +354,20 @@ mod tests {
         assert_eq!(new_timeout(Duration::ZERO, Duration::MAX), Some(Duration::MAX));
     }
 
+    #[test]
+    fn the_address_that_worked_is_kept_for_the_next_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let params = PoolParams::new("127.0.0.1", address.port());
+        let (last_good, deadline) = (LastGood::default(), Deadline::after(Duration::from_secs(20)));
+        let open = || Socket::open(&params, &params.address(), &last_good, deadline, &Interrupter::new());
+        open().unwrap();
+        assert_eq!(*lock(&last_good.0), Some(address));
+        drop(listener);
+        open().unwrap_err();
+        assert_eq!(*lock(&last_good.0), Some(address), "a server that is down for a while is the same one");
+    }
+
     /// Whether a write on a connected socket is tried.
     fn writes(set: impl FnOnce(&mut Socket)) -> io::Result<usize> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use step_redis::{EntryId, Error, Message, PoolParams, Protocol, StepPool, StepStream, StreamOutput};
+use step_redis::{EntryId, Error, Message, PoolParams, Protocol, Retention, StepPool, StepStream, StreamOutput};
 
 use crate::common::{Behaviour, Peer};
 use crate::context::{Context, STREAM};
@@ -109,16 +109,16 @@ fn a_minimal_id_drops_what_is_older(context: Context) {
 
 fn a_retention_that_keeps_nothing_is_refused_before_anything_is_sent(context: Context) {
     context.stream.publish(&context.output(), "kept").unwrap();
-    let output = context.output();
     let microseconds = EntryId::new(1_700_000_000_000_000, 0);
-    let outputs = [
-        output.clone().exact_length(0),
-        output.clone().max_length(0),
-        output.clone().min_id(EntryId::MAX),
-        output.clone().min_id(microseconds),
+    let retentions = [
+        Retention::ExactLength(0),
+        Retention::ApproximateLength(0),
+        Retention::MinId(EntryId::MAX),
+        Retention::MinId(microseconds),
     ];
-    for output in outputs {
-        let input = context.input().dead_letter(output.clone());
+    for retention in retentions {
+        let input = context.input().dead_letter(StreamOutput::new("dead").retention(retention));
+        let output = context.output().retention(retention);
         let errors = [
             context.stream.publish(&output, "text").unwrap_err(),
             context.stream.publish_batch(&output, ["text"]).unwrap_err(),
@@ -132,7 +132,7 @@ fn a_retention_that_keeps_nothing_is_refused_before_anything_is_sent(context: Co
     }
     assert_eq!(context.length(), 1);
     let year_9999 = EntryId::new(253_402_300_799_999, 0);
-    context.stream.publish(&output.min_id(year_9999), "text").unwrap();
+    context.stream.publish(&context.output().min_id(year_9999), "text").unwrap();
     context.stream.publish(&context.output().exact_length(1), "text").unwrap();
     assert_eq!(context.length(), 1);
 }
