@@ -200,6 +200,9 @@ fn an_acknowledgement_to_a_silent_server_ends_in_time(context: Context) {
 }
 
 const CALLERS: u32 = 64;
+/// So many threads have to get the processor, each with its mebibyte, after their time is over. A limit for each system call or
+/// each piece of a reply, or one that is shared out among callers, takes seconds.
+const BOUND_UNDER_LOAD: Duration = Duration::from_millis(1000);
 
 /// How long the slowest of the callers took, who all begin together once they are ready: of three trials the best, as others
 /// use the machine too.
@@ -239,7 +242,7 @@ fn sixty_four_callers_with_a_mebibyte_each_end_in_time(protocol: Protocol) {
                     assert!(error.is_timeout(), "{error}");
                 },
             );
-            assert!((EARLIEST..BOUND).contains(&slowest), "{behaviour:?}: {slowest:?}");
+            assert!((EARLIEST..BOUND_UNDER_LOAD).contains(&slowest), "{behaviour:?}: {slowest:?}");
             // Through a pool that is full: each gives back what it holds and takes one again.
             let slowest = slowest_of(
                 || stream.pool().get().unwrap(),
@@ -249,7 +252,7 @@ fn sixty_four_callers_with_a_mebibyte_each_end_in_time(protocol: Protocol) {
                     assert!(error.is_timeout() && error.is_outcome_unknown(), "{error}");
                 },
             );
-            assert!((EARLIEST..BOUND).contains(&slowest), "{behaviour:?}: {slowest:?}");
+            assert!((EARLIEST..BOUND_UNDER_LOAD).contains(&slowest), "{behaviour:?}: {slowest:?}");
         }
     }
 }
@@ -263,6 +266,6 @@ fn sixty_four_connections_being_made_end_in_time(protocol: Protocol) {
                 assert!(error.is_timeout(), "{error}");
             },
         );
-        assert!((EARLIEST..BOUND).contains(&slowest), "{slowest:?}");
+        assert!((EARLIEST..BOUND_UNDER_LOAD).contains(&slowest), "{slowest:?}");
     }
 }
