@@ -1,10 +1,25 @@
 //! What `spawn()` refuses, and what it says then.
 
-use crate::support::Bench;
+use crate::common::Server;
+use crate::support::{Bench, LONG, next, stream_at};
 use std::time::{Duration, Instant};
 use step_redis::{
     AckMode, Backoff, ConsumerBuilder, Error, PoolParams, StepPool, StepStream, StreamInput, StreamOutput,
 };
+
+/// The greatest `prefetch` and `batch`.
+const MOST: usize = 1 << 20;
+
+#[test]
+fn the_greatest_parameters_work() {
+    let bench = Bench::start();
+    bench.publish(1_000);
+    let consumer = bench.consumer("one").prefetch(MOST).batch(MOST).prefetch_bytes(usize::MAX).spawn().unwrap();
+    bench.server.wait_until(|_| consumer.stats().queued == 1_000);
+    assert_eq!(crate::support::take(&consumer, 1_000), (0..1_000).collect::<Vec<_>>());
+    consumer.close().unwrap();
+    assert_eq!(bench.pending(), 0);
+}
 
 #[test]
 fn parameters_that_cannot_work_are_refused_before_anything_is_sent() {
@@ -16,6 +31,14 @@ fn parameters_that_cannot_work_are_refused_before_anything_is_sent() {
     let cases: Vec<(&str, ConsumerBuilder)> = vec![
         ("prefetch", good().prefetch(0)),
         ("batch", good().batch(0)),
+        ("prefetch", good().prefetch(usize::MAX)),
+        ("prefetch", good().prefetch(1 << 40)),
+        ("prefetch", good().prefetch(MOST + 1)),
+        ("prefetch_bytes", good().prefetch_bytes(0)),
+        ("batch", good().batch(usize::MAX)),
+        ("batch", good().batch(MOST + 1)),
+        ("dead_letter", good().dead_letter(StreamOutput::new("stream"))),
+        ("dead_letter", of(StreamInput::new("stream", "group").dead_letter(StreamOutput::new("stream")))),
         ("max_deliveries", good().max_deliveries(0).dead_letter(StreamOutput::new("dead"))),
         ("max_deliveries", good().max_deliveries(3)),
         ("backoff", good().backoff(Backoff::new(Duration::ZERO, second))),
@@ -71,4 +94,58 @@ fn spawn_creates_the_group_and_takes_nothing_from_the_pool() {
     consumer.close().unwrap();
     drop(held);
     assert_eq!(bench.pending(), 0, "queued acknowledgements do not go through the pool");
+}
+
+#[test]
+fn a_group_that_is_there_needs_no_permission_to_create_one() {
+    let bench = Bench::start();
+    bench.stream.create_input_stream(&bench.input()).unwrap();
+    bench.publish(2);
+    let rules = "on >secret ~* &* +@all -xgroup";
+    bench.server.command(&[&["ACL", "SETUSER", "worker"][..], &rules.split(' ').collect::<Vec<_>>()].concat());
+    let stream = stream_at(&format!("redis://worker:secret@127.0.0.1:{}", bench.server.port()));
+    for input in [bench.input(), bench.input().ttl(Duration::from_secs(100))] {
+        let consumer = stream.consumer(input).spawn().unwrap();
+        next(&consumer).ack().unwrap();
+        consumer.close().unwrap();
+    }
+    assert_eq!(bench.pending(), 0);
+    // One that is not there cannot be read.
+    let error = stream.consumer(StreamInput::new(bench.key.as_str(), "other")).spawn().unwrap_err();
+    assert_eq!(error.code(), Some("NOPERM"), "{error:?}");
+}
+
+#[test]
+fn a_server_that_is_down_is_waited_for_if_asked() {
+    let bench = Bench::on(Server::builder().append_only().start());
+    bench.publish(1);
+    let stream = StepStream::new(StepPool::new(PoolParams::from_url(&bench.server.url()).unwrap()).unwrap());
+    bench.server.kill();
+    let started = Instant::now();
+    let limit = Duration::from_millis(600);
+    let error = stream.consumer(bench.input()).wait_for_server(limit).spawn().unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }) && error.is_retryable(), "{error:?}");
+    assert!((limit..limit + Duration::from_secs(2)).contains(&started.elapsed()), "{:?}", started.elapsed());
+
+    let consumer = std::thread::scope(|scope| {
+        let spawning = scope.spawn(|| stream.consumer(bench.input()).wait_for_server(LONG).spawn());
+        // Some attempts are in vain.
+        std::thread::sleep(Duration::from_millis(300));
+        bench.server.restart();
+        spawning.join().unwrap().unwrap()
+    });
+    assert!(started.elapsed() < LONG);
+    next(&consumer).ack().unwrap();
+    consumer.close().unwrap();
+}
+
+#[test]
+fn a_server_that_refuses_is_not_waited_for() {
+    let bench = Bench::on(Server::builder().password("right").start());
+    let params = PoolParams::new("127.0.0.1", bench.server.port()).password("wrong");
+    let stream = StepStream::new(StepPool::new(params).unwrap());
+    let started = Instant::now();
+    let error = stream.consumer(bench.input()).wait_for_server(LONG).spawn().unwrap_err();
+    assert!(matches!(error, Error::Auth { .. }), "{error:?}");
+    assert!(started.elapsed() < LONG / 2);
 }

@@ -4,7 +4,7 @@ use crate::common::Server;
 use crate::support::{Bench, GROUP, next};
 use std::thread;
 use std::time::Duration;
-use step_redis::AckMode;
+use step_redis::{AckMode, Error};
 
 #[test]
 fn the_counts_follow_each_delivery() {
@@ -57,6 +57,63 @@ fn what_was_taken_over_and_what_was_lost_is_counted() {
     bench.server.command(&["XCLAIM", &bench.key, GROUP, "thief", "0", &id]);
     bench.server.wait_until(|_| consumer.stats().taken_over == 1);
     assert_eq!(consumer.stats().in_flight, 3);
+}
+
+#[test]
+fn entries_that_were_deleted_or_acknowledged_elsewhere_are_not_taken_over() {
+    let bench = Bench::start();
+    bench.publish(4);
+    let consumer = bench.claiming("one", Duration::from_secs(1)).claim(false).spawn().unwrap();
+    let held: Vec<_> = (0..4).map(|_| next(&consumer)).collect();
+    let id = |index: usize| held[index].id().to_string();
+    bench.server.command(&["XDEL", &bench.key, &id(0)]);
+    bench.server.command(&["XACK", &bench.key, GROUP, &id(1)]);
+    bench.server.command(&["XCLAIM", &bench.key, GROUP, "thief", "0", &id(2)]);
+    bench.server.wait_until(|_| consumer.stats().taken_over == 1);
+    // The last one is kept fresh, so the others are looked at again and again.
+    let idle = || bench.pending_of("one").iter().find(|pending| pending.0 == id(3)).unwrap().1;
+    for _ in 0..3 {
+        bench.server.wait_until(|_| idle() > 100);
+        bench.server.wait_until(|_| idle() < 100);
+    }
+    assert_eq!(consumer.stats().taken_over, 1);
+    held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    assert_eq!(consumer.close().unwrap().taken_over, 1);
+    assert_eq!((bench.pending(), bench.pending_of("thief").len()), (1, 1), "the thief's is the thief's");
+}
+
+#[test]
+fn what_another_consumer_has_taken_is_neither_released_nor_a_dead_letter() {
+    let bench = Bench::start();
+    bench.publish(2);
+    let consumer = bench.consumer("one").dead_letter(bench.dead()).spawn().unwrap();
+    let held = [next(&consumer), next(&consumer)];
+    for delivery in &held {
+        bench.server.command(&["XCLAIM", &bench.key, GROUP, "thief", "0", &delivery.id().to_string()]);
+    }
+    let [first, second] = held;
+    first.release().unwrap();
+    second.dead_letter("not mine any more").unwrap();
+    let stats = consumer.close().unwrap();
+    assert_eq!((stats.released, stats.dead_lettered), (0, 0));
+    assert_eq!(bench.server.command(&["XLEN", bench.dead().stream_id()]).int(), 0);
+    assert_eq!(bench.pending_of("thief").len(), 2);
+}
+
+#[test]
+fn the_statistics_outlive_a_close_that_fails() {
+    let bench = Bench::start();
+    bench.publish(3);
+    let consumer = bench.consumer("one").close_timeout(Duration::from_millis(300)).spawn().unwrap();
+    let handle = consumer.stats_handle();
+    let held: Vec<_> = (0..3).map(|_| next(&consumer)).collect();
+    bench.server.pause();
+    held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+    let error = consumer.close().unwrap_err();
+    assert!(matches!(error, Error::AcksUnconfirmed { count: 3 }), "{error:?}");
+    let stats = handle.stats();
+    assert_eq!((stats.received, stats.acked, stats.in_flight), (3, 0, 3));
+    bench.server.resume();
 }
 
 #[test]

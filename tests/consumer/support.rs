@@ -95,12 +95,26 @@ impl Bench {
     pub(crate) fn delivered(&self) -> (usize, bool) {
         let reply = self.server.command(&["XINFO", "GROUPS", &self.key]);
         let group = reply.array()[0].array();
-        // The server has no numbers for a stream that never held anything.
-        let number = |name: &str| {
-            let at = group.iter().position(|field| *field == Reply::Bulk(name.into())).unwrap();
-            (group[at + 1] != Reply::Nil).then(|| group[at + 1].int() as usize)
+        let property = |name: &str| {
+            let at = group.iter().position(|field| *field == Reply::Bulk(name.into()))?;
+            Some(&group[at + 1])
         };
-        (number("entries-read").unwrap_or_default(), number("lag") == Some(0))
+        let Some(read) = property("entries-read") else {
+            // Redis counts what a group has read, and what it has not, since 7.0.
+            let last = property("last-delivered-id").unwrap().text();
+            return self.count_delivered(&last);
+        };
+        // The server has no numbers for a stream that never held anything.
+        let number = |reply: &Reply| (*reply != Reply::Nil).then(|| reply.int() as usize);
+        (number(read).unwrap_or_default(), number(property("lag").unwrap()) == Some(0))
+    }
+
+    /// The same for a stream from which nothing was removed, by counting the entries up to the last one delivered.
+    fn count_delivered(&self, last: &str) -> (usize, bool) {
+        let script = "return {#redis.call('XRANGE',KEYS[1],'-',ARGV[1]),redis.call('XLEN',KEYS[1])}";
+        let reply = self.server.command(&["EVAL", script, "1", &self.key, last]);
+        let (delivered, all) = (reply.array()[0].int(), reply.array()[1].int());
+        (delivered as usize, delivered == all)
     }
 
     /// How often the server has carried out this command.
@@ -111,6 +125,15 @@ impl Bench {
     /// How often the server has refused this command without looking at it.
     pub(crate) fn rejected_calls(&self, command: &str) -> u64 {
         self.command_statistic(command, "rejected_calls")
+    }
+
+    /// How often somebody has created a group, or tried to, where the test has destroyed one this many times.
+    pub(crate) fn groups_created(&self, destroyed: u64) -> u64 {
+        // Redis counts subcommands apart since 7.0; before, both are `XGROUP`.
+        match self.calls("xgroup") {
+            0 => self.calls("xgroup|create"),
+            both => both - destroyed,
+        }
     }
 
     fn command_statistic(&self, command: &str, name: &str) -> u64 {

@@ -18,6 +18,8 @@ both_protocols! {
     a_dead_letter_is_requeued_once_only,
     an_entry_of_five_thousand_fields_is_given_up_on_and_requeued,
     what_is_no_dead_letter_is_left_out,
+    more_dead_letters_than_a_reply_may_hold_are_not_asked_for,
+    an_entry_is_not_given_up_on_to_the_stream_it_is_in,
 }
 
 const DEAD: &str = "orders:dead";
@@ -133,4 +135,21 @@ fn what_is_no_dead_letter_is_left_out(context: Context) {
     let letters = context.stream.dead_letters(&dead, 10).unwrap();
     assert_eq!(letters.iter().map(|letter| letter.reason()).collect::<Vec<_>>(), ["no milk"]);
     assert_eq!(context.stream.dead_letters(&StreamOutput::new("no such stream"), 10).unwrap(), []);
+}
+
+fn more_dead_letters_than_a_reply_may_hold_are_not_asked_for(context: Context) {
+    let output = StreamOutput::new(DEAD);
+    for max in [0, (1 << 20) + 1, 1 << 40, usize::MAX] {
+        let error = context.stream.dead_letters(&output, max).unwrap_err();
+        assert!(matches!(&error, Error::Params { field, .. } if field == "max"), "{max}: {error:?}");
+    }
+    context.one_delivered(&input(&context)).dead_letter("no milk").unwrap();
+    assert_eq!(context.stream.dead_letters(&output, 1 << 20).unwrap().len(), 1);
+}
+
+/// It would come again as a new entry.
+fn an_entry_is_not_given_up_on_to_the_stream_it_is_in(context: Context) {
+    let input = context.input().dead_letter(context.output());
+    let error = context.stream.receive(&input).unwrap_err();
+    assert!(matches!(&error, Error::Params { field, .. } if field == "dead_letter"), "{error:?}");
 }

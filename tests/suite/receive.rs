@@ -194,6 +194,8 @@ fn what_cannot_be_read_is_refused_before_anything_is_sent(context: Context) {
         (good.clone().ttl(Duration::ZERO), 1, "ttl"),
         (good.clone().claim_idle(Duration::ZERO), 1, "claim_idle"),
         (good.clone(), 0, "max"),
+        (good.clone(), (1 << 20) + 1, "max"),
+        (good.clone(), usize::MAX, "max"),
     ];
     for (input, max, expected) in refused {
         let errors = [
