@@ -4,6 +4,7 @@ use super::launcher::find_program;
 use super::server::Server;
 use super::{Certificates, free_port};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The ACL user of the test's own connection, who may do everything whatever happens to the default user.
 pub(super) const ADMIN: &str = "test-admin";
@@ -107,6 +108,14 @@ impl ServerBuilder {
         }
         text
     }
+}
+
+/// Whether the program to test against was built with TLS: a Redis 6.2 that somebody has compiled often was not.
+pub fn server_speaks_tls() -> bool {
+    // With nowhere to listen it ends at once, in either case.
+    let tried = Command::new(server_program()).args(["--port", "0", "--tls-port", "0", "--save", ""]).output();
+    let output = tried.expect("the server's program can be run");
+    !String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).contains("Bad directive")
 }
 
 /// The program to test against. `STEP_TEST_SERVER` names another one, for tests with several versions.

@@ -23,7 +23,7 @@ mod resp;
 mod server;
 mod socket;
 
-pub use builder::ServerBuilder;
+pub use builder::{ServerBuilder, server_speaks_tls};
 pub use certs::{Certificates, Identity, KeyKind};
 pub use conversation::{Behaviour, Conversation, Step};
 pub use launcher::{end_with_parent, scratch_directory, signal, spawn};

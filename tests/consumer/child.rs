@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
-use step_redis::{Delivery, StepStream, StreamInput, StreamOutput};
+use step_redis::{Consumer, Delivery, StepStream, StreamInput, StreamOutput};
 
 /// How long the workers' entries must lie idle.
 pub(crate) const WORKER_IDLE: Duration = Duration::from_secs(1);
@@ -54,7 +54,12 @@ impl Child {
 
     #[track_caller]
     pub(crate) fn wait_for_line(&self, start: &str) -> String {
-        wait_until(LONG, || self.lines().iter().any(|line| line.starts_with(start)));
+        self.wait_for_line_within(LONG, start)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_line_within(&self, limit: Duration, start: &str) -> String {
+        wait_until(limit, || self.lines().iter().any(|line| line.starts_with(start)));
         self.lines().into_iter().find(|line| line.starts_with(start)).unwrap()
     }
 
@@ -184,18 +189,22 @@ fn consume_backlog(mut set: Part) {
     consumer.close().unwrap();
 }
 
-/// Takes entries of 1 MiB that have piled up, in its own time.
-fn consume_large_entries(mut set: Part) {
-    const ENTRIES: usize = 600;
-    let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
+/// Waits until the consumer reads no further ahead; how many entries it has queued.
+fn wait_until_full(consumer: &Consumer) -> usize {
     let mut last = 0;
-    // Until the consumer has read ahead what it likes to.
     wait_until(LONG, || {
         thread::sleep(Duration::from_millis(300));
         let queued = consumer.stats().queued;
         queued > 0 && std::mem::replace(&mut last, queued) == queued
     });
-    set.note(&format!("full {last}"));
+    last
+}
+
+/// Takes entries of 1 MiB that have piled up, in its own time.
+fn consume_large_entries(mut set: Part) {
+    const ENTRIES: usize = 600;
+    let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
+    set.note(&format!("full {}", wait_until_full(&consumer)));
     for delivery in consumer.timeout_iter(LONG).take(ENTRIES) {
         delivery.unwrap().ack().unwrap();
     }
@@ -207,7 +216,7 @@ fn consume_large_entries(mut set: Part) {
 /// Stops while nobody takes what has been read, and waits.
 fn stop_with_a_full_queue(mut set: Part) {
     let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
-    wait_until(LONG, || consumer.stats().queued == 256);
+    wait_until_full(&consumer);
     consumer.stop_handle().stop();
     set.note("stopped");
     wait_for_end_of_input();

@@ -4,6 +4,8 @@
 use crate::child::Child;
 use crate::common::Server;
 use crate::support::{Bench, GROUP, LONG, next, stream_at};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +35,7 @@ fn an_idle_consumer_sends_two_commands_a_second_at_most_and_waits_as_long_as_it_
                 bench.server.wait_until(|_| consumer.stats().acked == 10);
                 bench.wait_until_blocked();
                 let sent = bench.sent_within(Duration::from_secs(10));
-                assert!(sent.len() <= 20, "{}: {sent:#?}", sent.len());
+                assert!(sent.len() <= 20, "{}: {:#?}", sent.len(), &sent[..sent.len().min(40)]);
                 // One every 5 s.
                 assert!(reads(&sent) <= 3, "{sent:#?}");
                 consumer.close().unwrap();
@@ -69,7 +71,7 @@ fn entries_that_are_pending_elsewhere_in_great_numbers_cost_an_idle_consumer_lit
     let consumer = bench.stream.consumer(bench.input()).batch(1).spawn().unwrap();
     bench.wait_until_blocked();
     let sent = bench.sent_within(Duration::from_secs(5));
-    assert!(sent.len() <= 5 * 10, "{}: {sent:#?}", sent.len());
+    assert!(sent.len() <= 5 * 10, "{}: {:#?}", sent.len(), &sent[..sent.len().min(40)]);
     assert!(reads(&sent) <= 2, "{sent:#?}");
     assert_eq!(consumer.close().unwrap().claimed, 0);
 }
@@ -93,9 +95,9 @@ fn what_is_given_back_is_found_within_a_second_while_reads_wait_for_longer() {
             assert_eq!(held.delivery_count(), round + 2);
         }
         took.sort_unstable();
-        // The keeper looks once a second; the rest is for a busy machine. A read waits for 5 s.
         assert!(took[2] <= Duration::from_secs(1), "{took:?}");
-        assert!(took[4] <= Duration::from_secs(2), "{took:?}");
+        // However busy the machine is, a read waits for longer.
+        assert!(took[4] < Duration::from_secs(5), "{took:?}");
         held.ack().unwrap();
         (first.close().unwrap(), second.close().unwrap());
     }
@@ -125,30 +127,37 @@ fn what_becomes_claimable_is_found_within_a_second_while_reads_wait_for_longer()
 
 #[test]
 fn a_consumer_that_is_stopped_with_a_full_queue_wakes_nobody() {
-    let bench = Bench::start();
-    bench.publish(1_000);
-    let mut child = Child::start(&bench, "stopped", "one");
-    child.wait_for_line("stopped");
-    let switches = || {
-        let tasks = fs::read_dir(format!("/proc/{}/task", child.pid())).unwrap();
-        let switches = tasks.flatten().filter_map(|task| {
-            let name = fs::read_to_string(task.path().join("comm")).ok()?;
-            let status = fs::read_to_string(task.path().join("status")).ok()?;
-            let count = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok();
-            name.starts_with("step-redis").then(|| status.lines().filter_map(count).sum::<u64>())
-        });
-        switches.collect::<Vec<_>>()
-    };
-    let mut rates = Vec::new();
-    for _ in 0..3 {
-        let before = switches();
-        thread::sleep(Duration::from_secs(1));
-        let after = switches();
-        assert!(after.len() >= 3, "reader, keeper, and the thread that watches over the stop: {}", after.len());
-        rates.push(after.iter().sum::<u64>() - before.iter().sum::<u64>());
+    // Full in entries, and in bytes.
+    for (entries, bytes) in [(1_000, 10), (40, 1 << 20)] {
+        let bench = Bench::start();
+        bench.fill(entries, bytes);
+        let mut child = Child::start(&bench, "stopped", "one");
+        child.wait_for_line("stopped");
+        let mut rates = Vec::new();
+        for _ in 0..3 {
+            let before = context_switches(child.pid());
+            assert!(!before.is_empty(), "the keeper is there");
+            thread::sleep(Duration::from_secs(1));
+            // A thread may end meanwhile: the reader, when it holds nothing that it could not enqueue.
+            let after = context_switches(child.pid());
+            rates.push(after.iter().map(|(task, count)| count - before.get(task).unwrap_or(&0)).sum::<u64>());
+        }
+        rates.sort_unstable();
+        // The keeper keeps what is queued, and looks around once a second.
+        assert!(rates[1] <= 20, "{rates:?} a second, with entries of {bytes} bytes");
+        child.finish();
     }
-    rates.sort_unstable();
-    // The keeper keeps what is queued, and looks around once a second.
-    assert!(rates[1] <= 20, "{rates:?} a second");
-    child.finish();
+}
+
+/// How often each of a process's threads that are the library's has gone to sleep or given way so far.
+fn context_switches(pid: u32) -> HashMap<OsString, u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let switches = tasks.flatten().filter_map(|task| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let count = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok();
+        let count = status.lines().filter_map(count).sum();
+        name.starts_with("step-redis").then(|| (task.file_name(), count))
+    });
+    switches.collect()
 }
