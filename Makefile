@@ -70,8 +70,9 @@ bench-record: bench
 	cargo bench --bench report -- --record
 
 .PHONY: chaos
-chaos: setup ## torture server and network for CHAOS_MINUTES=5 and count every entry
-	CHAOS_MINUTES=$(CHAOS_MINUTES) cargo test --release --test chaos -- --nocapture
+chaos: setup ## torture server, network and consumers for CHAOS_MINUTES=5 and count every entry (CHAOS_SEED repeats a run)
+	CHAOS_MINUTES=$(CHAOS_MINUTES) $(if $(CHAOS_SEED),CHAOS_SEED=$(CHAOS_SEED)) \
+		cargo test --release --test chaos every_entry -- --nocapture
 
 .PHONY: soak
 soak: setup ## watch memory and file descriptors for SOAK_MINUTES=10

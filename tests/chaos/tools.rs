@@ -1,7 +1,8 @@
-//! A random generator, settings from the environment, and output.
+//! A random generator, settings from the environment, the clock, and output.
 
 use std::fmt::Debug;
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A xorshift generator.
 pub(crate) struct Random(u64);
@@ -36,6 +37,11 @@ impl Random {
 pub(crate) fn setting<T: FromStr<Err: Debug>>(name: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error:?}")))
+}
+
+/// Milliseconds since 1970: the clock that the server's ids are made of.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_millis() as u64
 }
 
 /// A test's output: shown when it fails, or with `--nocapture`.

@@ -1,0 +1,116 @@
+//! What a run tells at its end: a table, and the story of what went wrong.
+
+use crate::content::Content;
+use crate::events::History;
+use crate::journal;
+use crate::ledger::Books;
+use crate::messages::Lane;
+use crate::tools::say;
+use crate::verdict::{Evidence, Finding, Totals};
+
+/// How many findings are told in full.
+const STORIES: usize = 3;
+/// How long before and after an entry's life things may have to do with it.
+const AROUND: u64 = 1500;
+
+/// Each kind of event and its count, and what became of all messages.
+pub(crate) fn table(history: &History, totals: &Totals, books: &Books, content: &Content) {
+    say("\nevents");
+    for (kind, count) in history.counts() {
+        row(kind, count as u64);
+    }
+    say("messages");
+    row("confirmed", totals.confirmed);
+    row("of unknown outcome", totals.unknown);
+    row("not sent", totals.not_sent);
+    row("large ones confirmed", content.entries.keys().filter(|name| name.is_large()).count() as u64);
+    say("hand-outs");
+    for (kind, count) in &totals.hand_outs {
+        row(kind, *count);
+    }
+    say("ends of consumers");
+    for (kind, count) in &totals.ends {
+        row(kind, *count);
+    }
+    say("dead letters");
+    row("all", totals.buried);
+    row("of orders, given up by handlers", totals.given_up);
+    row("of orders, that met no end in trouble", totals.exact);
+    row("of orders, early and excused", totals.excused);
+    row("hand-outs that those missed", totals.missed);
+    say("duplicates");
+    row("of orders", totals.duplicates);
+    row("of orders, at most", totals.duplicates_bound);
+    row("of the shifting stream", totals.shifting_duplicates);
+    say("statistics of consumers");
+    for lane in Lane::ALL {
+        let sum = |value: fn(&crate::ledger::Stats) -> u64| {
+            books.endings(lane).map(|(_, end)| value(&end.stats)).sum::<u64>()
+        };
+        for (name, value) in [
+            ("received", sum(|stats| stats.received)),
+            ("acked", sum(|stats| stats.acked)),
+            ("taken over", sum(|stats| stats.taken_over)),
+            ("trimmed", sum(|stats| stats.trimmed)),
+            ("missed", sum(|stats| stats.missed)),
+            ("groups made again", sum(|stats| stats.groups_recreated)),
+            ("reconnects", sum(|stats| stats.reconnects)),
+        ] {
+            row(&format!("{}: {name}", lane.stream()), value);
+        }
+    }
+}
+
+fn row(name: &str, count: u64) {
+    say(&format!("  {name:<40} {count:>9}"));
+}
+
+/// The findings, the first of them with all that is known about the entry.
+pub(crate) fn tell(findings: &[Finding], evidence: &Evidence<'_>) {
+    for (at, finding) in findings.iter().enumerate().take(100) {
+        match finding.name {
+            Some(name) => say(&format!("message {name}: {}", finding.problem)),
+            None => say(&finding.problem),
+        }
+        if at < STORIES {
+            tell_story(finding, evidence);
+        }
+    }
+    if findings.len() > 100 {
+        say(&format!("and {} more", findings.len() - 100));
+    }
+}
+
+fn tell_story(finding: &Finding, evidence: &Evidence<'_>) {
+    let Some(name) = finding.name else { return };
+    let Evidence { books, content, removals, history } = evidence;
+    let (ids, buried, hand_outs) = (content.ids(name), content.buried(name), books.hand_outs(name));
+    say(&format!("  its publisher was told {:?}", books.told.get(&name)));
+    say(&format!("  in the stream as {ids:?}, removed as {:?}, buried as {buried:?}", removals.removed(name)));
+    let published = ids.iter().copied().chain(hand_outs.iter().map(|hand_out| hand_out.id)).min();
+    let mut lines = Vec::new();
+    for hand_out in hand_outs {
+        let consumer = &books.lives[hand_out.life].consumer;
+        let text = format!("life {} of {consumer}: number {}, {:?}", hand_out.life, hand_out.number, hand_out.outcome);
+        lines.push((hand_out.at, text));
+    }
+    let times = lines.iter().map(|(at, _)| *at).chain(published.map(|id| id.milliseconds));
+    let times: Vec<u64> = times.chain(buried.iter().map(|buried| buried.at.milliseconds)).collect();
+    let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) else { return };
+    let (from, until) = (first - AROUND, last + AROUND);
+    for event in history.between(from, until) {
+        lines.push((event.from, format!("{} ({} ms)", event.story, event.until - event.from)));
+    }
+    for lane in Lane::ALL {
+        for (life, end) in books.endings(lane).filter(|(_, end)| end.from <= until && end.until >= from) {
+            lines.push((end.from, format!("{} ended: {end}", life.consumer)));
+        }
+    }
+    let mut words: Vec<String> = hand_outs.iter().map(|had| books.lives[had.life].consumer.clone()).collect();
+    words.extend(published.map(|id| id.to_string()));
+    lines.extend(journal::between(from, until, &words));
+    lines.sort();
+    for (at, text) in lines {
+        say(&format!("  {:+9.3} s  {text}", (at as f64 - *first as f64) / 1000.0));
+    }
+}
