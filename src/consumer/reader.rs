@@ -174,19 +174,20 @@ impl Reader {
     /// Reads on one connection: first what is pending for this consumer already, then what comes.
     fn serve(&mut self, connection: Connection) -> Result<Stopped> {
         let mut connection = WatchedConnection::new(connection, Arc::clone(&self.shared));
-        self.begin(&mut connection)?;
+        let mut outcome = self.begin(&mut connection);
         loop {
-            // A reply that is under way holds entries, which are taken even when it is time to stop.
-            if self.shared.stopping.is_set() && self.prefetched_acks.is_none() {
-                return Ok(Stopped);
-            }
-            match self.step(&mut connection) {
+            match outcome {
                 Ok(()) => {}
                 Err(error) if connection.is_broken() => return Err(error),
                 Err(error) if error.is_group_missing() => self.group_lost(&mut connection, error)?,
                 Err(error) if is_woken(&error) => self.shared.counters.note_error(&error),
                 Err(error) => return Err(error),
             }
+            // A reply that is under way holds entries, which are taken even when it is time to stop.
+            if self.shared.stopping.is_set() && self.prefetched_acks.is_none() {
+                return Ok(Stopped);
+            }
+            outcome = self.step(&mut connection);
         }
     }
 
@@ -206,12 +207,11 @@ impl Reader {
             }
         }
         self.connected = Some(Connected { run_id, client_id: connection.id(), read_ends: Instant::now() });
+        self.own_pending.begin_again();
         let shared = Arc::clone(&self.shared);
         super::leases::renew(&shared, shared.input.claim_idle / 6, self.size.now(), |ids| {
             connection.ask(|server| commands::keep(server, &shared.key, ids))
-        })?;
-        self.own_pending.begin_again();
-        Ok(())
+        })
     }
 
     /// Does what is next.

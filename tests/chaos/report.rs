@@ -1,17 +1,21 @@
 //! What a run tells at its end: a table, and the story of what went wrong.
 
+use crate::common::Server;
 use crate::content::Content;
 use crate::events::History;
 use crate::journal;
 use crate::ledger::Books;
 use crate::messages::Lane;
-use crate::tools::say;
+use crate::tools::{now, say};
 use crate::verdict::{Evidence, Finding, Totals};
 
 /// How many findings are told in full.
 const STORIES: usize = 3;
 /// How long before and after an entry's life things may have to do with it.
 const AROUND: u64 = 1500;
+/// How far the account of a run that was not finished goes back, in milliseconds, and in lines of the server's log.
+const BEFORE_THE_END: u64 = 10_000;
+const SERVER_LINES: usize = 30;
 
 /// Each kind of event and its count, and what became of all messages.
 pub(crate) fn table(history: &History, totals: &Totals, books: &Books, content: &Content) {
@@ -79,6 +83,17 @@ pub(crate) fn tell(findings: &[Finding], evidence: &Evidence<'_>) {
     if findings.len() > 100 {
         say(&format!("and {} more", findings.len() - 100));
     }
+}
+
+/// What happened before a run failed.
+pub(crate) fn last_events(history: &History, server: &Server) {
+    let end = now();
+    for event in history.between(end.saturating_sub(BEFORE_THE_END), end) {
+        say(&format!("  {:9.3} s  {}", (event.from as f64 - end as f64) / 1000.0, event.story));
+    }
+    let log = server.log();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" - ")).collect();
+    lines.iter().rev().take(SERVER_LINES).rev().for_each(|line| say(&format!("  server: {line}")));
 }
 
 fn tell_story(finding: &Finding, evidence: &Evidence<'_>) {

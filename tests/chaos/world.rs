@@ -82,7 +82,11 @@ impl World {
             for flag in [&self.quiet, &self.control.calm, &self.control.ended] {
                 flag.store(true, Ordering::SeqCst);
             }
-            tortured.unwrap_or_else(|panic| resume_unwind(panic));
+            tortured.unwrap_or_else(|panic| {
+                report::last_events(&self.history, &self.server);
+                say(&format!("the run was not finished; CHAOS_SEED={}", self.seed));
+                resume_unwind(panic)
+            });
         });
     }
 

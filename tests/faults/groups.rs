@@ -4,9 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
-use step_redis::{Error, OnGroupLoss, StartId};
+use step_redis::{Backoff, Error, OnGroupLoss, StartId};
 
-use crate::support::{LIMIT, Scene, assert_quiet, next, take};
+use crate::common::{Proxy, wait_until};
+use crate::support::{LIMIT, Scene, assert_quiet, connect, next, quick, take};
 
 #[test]
 fn a_stream_that_expires_under_a_blocked_reader_loses_nothing_and_makes_no_hot_loop() {
@@ -36,7 +37,7 @@ fn a_stream_that_expires_and_stays_away_is_waited_for_quietly() {
     let before: u64 = calls();
     let started = Instant::now();
     scene.server.command(&["PEXPIRE", &scene.stream_id, "1"]);
-    crate::common::wait_until(LIMIT, || started.elapsed() >= Duration::from_secs(2));
+    wait_until(LIMIT, || started.elapsed() >= Duration::from_secs(2));
     let per_second = (calls() - before) as f64 / started.elapsed().as_secs_f64();
     assert!(per_second < 15.0, "{per_second} commands per second");
     assert_eq!(scene.logged(Level::Warn).len() + scene.logged(Level::Info).len(), 1);
@@ -67,6 +68,30 @@ fn a_deleted_stream_and_a_destroyed_group_are_made_anew_behind_what_was_seen() {
     assert_quiet(&consumer);
     assert_eq!(consumer.stats().groups_recreated, 2);
     assert_eq!(scene.logged(Level::Warn).len(), 2);
+}
+
+#[test]
+fn a_group_that_is_lost_during_an_outage_does_not_end_a_consumer_that_holds_an_entry() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    // What is held needs a sign of life soon, so that is the first that the server is asked for after the outage.
+    let input = scene.input().claim_idle(Duration::from_millis(500));
+    let builder = connect(quick(proxy.port())).consumer(input);
+    let consumer =
+        builder.backoff(Backoff::new(Duration::from_millis(20), Duration::from_millis(200))).spawn().unwrap();
+    scene.add("held");
+    let held = consumer.iter().next().unwrap().unwrap();
+    scene.wait_until_blocked();
+    proxy.refuse(true);
+    proxy.reset();
+    scene.server.command(&["XGROUP", "DESTROY", &scene.stream_id, "group"]);
+    scene.add("after");
+    let lost = Instant::now();
+    wait_until(LIMIT, || lost.elapsed() >= Duration::from_millis(200));
+    proxy.refuse(false);
+    assert_eq!(take(&consumer, 1), ["after"]);
+    held.ack().unwrap();
+    assert_eq!(consumer.close().unwrap().groups_recreated, 1);
 }
 
 #[test]
@@ -157,7 +182,7 @@ fn pending_entries_that_were_trimmed_are_settled_when_they_are_read_again() {
 
     let consumer = scene.consumer(&stream).spawn().unwrap();
     scene.server.wait_until(|_| scene.pending() == 0);
-    crate::common::wait_until(LIMIT, || consumer.stats().trimmed == 3);
+    wait_until(LIMIT, || consumer.stats().trimmed == 3);
     scene.add("new");
     assert_eq!(take(&consumer, 1), ["new"]);
     let warned: Vec<_> = scene.logged(Level::Warn).into_iter().filter(|line| line.contains("while pending")).collect();
