@@ -89,7 +89,7 @@ fn receive_entries(connection: &mut Connection) -> Result<Received> {
 }
 
 /// Encodes `XACK stream group id...`.
-fn encode_ack(connection: &mut Connection, key: &ConsumerKey, ids: impl ExactSizeIterator<Item = EntryId>) {
+pub(super) fn encode_ack(connection: &mut Connection, key: &ConsumerKey, ids: impl ExactSizeIterator<Item = EntryId>) {
     let mut command = connection.command("XACK", 3 + ids.len()).arg(&*key.stream_id).arg(&*key.group);
     for id in ids {
         command = push_id(command, id);

@@ -1,7 +1,9 @@
 //! The server itself: which run of it this is, and other connections to it.
 
 use super::integer;
+use super::read::{encode_ack, receive_acked};
 use crate::connection::Connection;
+use crate::endpoint::ConsumerKey;
 use crate::entry::{self, EntryId};
 use crate::error::{Error, Result};
 use crate::net::Deadline;
@@ -23,9 +25,9 @@ pub(crate) fn run_id(connection: &mut Connection) -> Result<Option<Box<str>>> {
     }
 }
 
-/// Closes another connection at the server, whatever it waits for (`CLIENT KILL`, or else `CLIENT UNBLOCK`). `false`: the
-/// server allows this user neither.
-pub(crate) fn end_client(connection: &mut Connection, client_id: u64) -> Result<bool> {
+/// Closes another connection of this consumer at the server, whatever it waits for (`CLIENT KILL`, or else
+/// `CLIENT UNBLOCK`). `false`: the server allows this user neither.
+pub(crate) fn end_client(connection: &mut Connection, consumer: &ConsumerKey, client_id: u64) -> Result<bool> {
     connection.command("CLIENT", 4).arg("KILL").arg("ID").number(client_id);
     match connection.request()?.decode("CLIENT KILL", integer) {
         Ok(_) => return Ok(true),
@@ -33,17 +35,32 @@ pub(crate) fn end_client(connection: &mut Connection, client_id: u64) -> Result<
         Err(error) => return Err(error),
     }
     let deadline = connection.command_deadline();
-    match unblock(connection, client_id, deadline) {
+    match unblock(connection, consumer, client_id, deadline) {
         Ok(_) => Ok(true),
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Wakes another connection's blocked read: it ends as if its time were up (`CLIENT UNBLOCK`). `false`: it was not blocked.
-pub(crate) fn unblock(connection: &mut Connection, client_id: u64, deadline: Deadline) -> Result<bool> {
+/// Wakes a blocked read of this consumer on another connection: it ends as if its time were up (`CLIENT UNBLOCK`). `false`:
+/// it was not blocked.
+///
+/// While a server holds back what writes (`CLIENT PAUSE ... WRITE`, a failover), a read that is held back looks blocked, and
+/// Redis up to 7.0 ends itself when it is to unblock one. So something that writes, if nothing worth the name, goes ahead in
+/// the same packet: it is held back as well, and with it what follows on this connection.
+pub(crate) fn unblock(
+    connection: &mut Connection,
+    consumer: &ConsumerKey,
+    client_id: u64,
+    deadline: Deadline,
+) -> Result<bool> {
+    encode_ack(connection, consumer, std::iter::once(EntryId::MIN));
     connection.command("CLIENT", 3).arg("UNBLOCK").number(client_id);
     connection.send_until(deadline)?;
+    match receive_acked(connection) {
+        Err(error) if connection.is_failed() => return Err(error),
+        _ => {}
+    }
     Ok(connection.receive()?.decode("CLIENT UNBLOCK", integer)? == 1)
 }
 

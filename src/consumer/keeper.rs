@@ -338,7 +338,7 @@ impl Keeper {
         while !limit.left().is_zero() && !has_answered() {
             let Some(client) = shared.reader.blocked_client() else { return };
             let Some(connection) = &mut self.connection else { return };
-            let unblocked = commands::unblock(connection, client, limit);
+            let unblocked = commands::unblock(connection, &shared.key, client, limit);
             if connection.is_broken() {
                 self.connection = None;
             }

@@ -199,7 +199,9 @@ impl Reader {
             let surely_over = match (&lost.run_id, &run_id, lost.client_id) {
                 // Another server, or another run of it: client ids begin again.
                 (Some(before), Some(now), _) if before != now => true,
-                (Some(_), Some(_), Some(client)) => connection.ask(|server| commands::end_client(server, client))?,
+                (Some(_), Some(_), Some(client)) => {
+                    connection.ask(|server| commands::end_client(server, &self.shared.key, client))?
+                }
                 _ => false,
             };
             if !surely_over && lost.read_ends > Instant::now() {

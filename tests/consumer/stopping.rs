@@ -268,3 +268,21 @@ fn no_thread_and_no_descriptor_outlives_its_consumer() {
     child.wait_for_line("tidy");
     child.finish();
 }
+
+/// Redis 7.0 ends itself when it is to unblock a client whose command it holds back.
+#[test]
+fn a_stop_while_the_server_holds_writes_back_leaves_the_server_alive() {
+    let bench = Bench::start();
+    let input = bench.input().wait_timeout(Duration::from_millis(100));
+    let consumer = bench.stream.consumer(input).spawn().unwrap();
+    bench.server.command(&["CLIENT", "PAUSE", "30000", "WRITE"]);
+    // A read that waits for entries has a time limit at the server; one that is held back has none.
+    bench.server.wait_until(|server| {
+        let clients = server.info("clients");
+        clients["blocked_clients"] != "0" && clients["clients_in_timeout_table"] == "0"
+    });
+    consumer.close().unwrap();
+    assert!(bench.server.is_running());
+    bench.server.command(&["CLIENT", "UNPAUSE"]);
+    bench.server.wait_until(|server| server.connected_clients() <= 1);
+}
