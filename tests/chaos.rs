@@ -64,8 +64,9 @@ fn every_entry_is_accounted_for() {
     let server = if cfg!(feature = "tls") { server.tls(&certificates) } else { server }.start();
     let before = Resources::of(&server);
     let world = World::new(server, &certificates, seed);
-    world.run(Duration::from_secs_f64(minutes * 60.0), if minutes > LONG_RUN { 10 } else { 1 });
-    let server = world.judge();
+    let wanted = if minutes > LONG_RUN { 10 } else { 1 };
+    world.run(Duration::from_secs_f64(minutes * 60.0), wanted);
+    let server = world.judge(wanted as u64);
     wait_until(GONE, || threads_named("step-redis") == 0 && server.connected_clients() == 0);
     wait_until(GONE, || Resources::of(&server) == before);
 }

@@ -89,7 +89,7 @@ pub(crate) fn delivery_counts<'a>(
 }
 
 /// An entry of the pending list.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PendingEntry {
     pub(crate) id: EntryId,
     /// The consumer that it is pending for.

@@ -15,6 +15,8 @@ pub(crate) enum Told {
     Confirmed(EntryId),
     Unknown,
     NotSent,
+    /// The server has no memory for it.
+    OutOfMemory,
 }
 
 impl Told {
@@ -25,8 +27,16 @@ impl Told {
         }
     }
 
+    pub(crate) fn is_refusal(self) -> bool {
+        matches!(self, Told::NotSent | Told::OutOfMemory)
+    }
+
     pub(crate) fn of_failure(error: &Error) -> Told {
-        if error.is_outcome_unknown() { Told::Unknown } else { Told::NotSent }
+        match error.code() {
+            Some("OOM") => Told::OutOfMemory,
+            _ if error.is_outcome_unknown() => Told::Unknown,
+            _ => Told::NotSent,
+        }
     }
 }
 

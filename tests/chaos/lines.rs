@@ -108,9 +108,9 @@ impl Network {
         self.proxies.push((kind.name(), proxy));
     }
 
-    /// Lines by number; there are always enough.
-    pub(crate) fn line(&self, number: usize) -> &Line {
-        &self.lines[number % self.lines.len()]
+    /// Lines by number, in turn.
+    pub(crate) fn line(&self, number: u16) -> &Line {
+        &self.lines[usize::from(number) % self.lines.len()]
     }
 
     pub(crate) fn heal(&self) {

@@ -15,7 +15,7 @@ use crate::messages::Lane;
 use crate::notes::Note;
 use crate::tools::{Random, now};
 
-const PROCESSES: usize = 3;
+const PROCESSES: u16 = 3;
 /// Nobody waits that long for a process to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -41,7 +41,7 @@ impl<'run> Processes<'run> {
         processes
     }
 
-    fn begin(&self, number: usize, seed: u64, calm: bool) -> Process {
+    fn begin(&self, number: u16, seed: u64, calm: bool) -> Process {
         let (consumer, began) = (format!("process-{number}"), now());
         let record = self.directory.join(format!("{consumer}-{began}-{seed}"));
         let mut command = end_with_parent(&env::current_exe().expect("a test program has a path"));
@@ -57,23 +57,23 @@ impl<'run> Processes<'run> {
     /// Kills one of them, and starts it again under the same name.
     pub(crate) fn kill_one(&self, random: &mut Random) -> String {
         let mut members = self.members.lock().unwrap();
-        let (number, seed) = (random.below(PROCESSES), random.below(1 << 30) as u64);
+        let (number, seed) = (random.below(members.len()), random.below(1 << 30) as u64);
         let process = &mut members[number];
         assert!(process.child.try_wait().unwrap().is_none(), "{} ended by itself", process.consumer);
         let from = now();
         process.child.kill().unwrap();
         process.child.wait().unwrap();
         process.enter_into(self.ledger, Some((from, now())));
-        members[number] = self.begin(number, seed, false);
+        members[number] = self.begin(number as u16, seed, false);
         members[number].consumer.clone()
     }
 
     /// Asks one of them to end, and starts it again under the same name.
     pub(crate) fn restart_one(&self, random: &mut Random) -> String {
         let mut members = self.members.lock().unwrap();
-        let (number, seed) = (random.below(PROCESSES), random.below(1 << 30) as u64);
+        let (number, seed) = (random.below(members.len()), random.below(1 << 30) as u64);
         members[number].finish(self.ledger);
-        members[number] = self.begin(number, seed, false);
+        members[number] = self.begin(number as u16, seed, false);
         members[number].consumer.clone()
     }
 
@@ -81,7 +81,7 @@ impl<'run> Processes<'run> {
     pub(crate) fn calm(&self) {
         for (number, process) in self.members.lock().unwrap().iter_mut().enumerate() {
             process.finish(self.ledger);
-            *process = self.begin(number, 0, true);
+            *process = self.begin(number as u16, 0, true);
         }
     }
 

@@ -33,15 +33,16 @@ impl Publishers<'_> {
     /// Publishes until told to be quiet.
     pub(crate) fn run(&self) {
         let output = StreamOutput::new(Lane::Orders.stream());
-        let together = self.network.line(0).stream().publisher(output.clone());
-        let expiring = self.network.line(3).stream().publisher(output.ttl(Duration::from_secs(3600)));
+        // Callers who share a publisher have the line of the first of them, by their numbers.
+        let together = self.network.line(20).stream().publisher(output.clone());
+        let expiring = self.network.line(31).stream().publisher(output.ttl(Duration::from_secs(3600)));
         thread::scope(|scope| {
             for caller in 0..4 {
                 scope.spawn(move || self.publish(caller, Way::OneByOne));
                 scope.spawn(move || self.publish(10 + caller, Way::Batches));
                 scope.spawn(move || self.publish(FIRST_SHIFTING_CALLER + caller, Way::OneByOne));
             }
-            for (caller, publisher) in [(20, &together), (21, &together), (30, &expiring), (31, &expiring)] {
+            for (caller, publisher) in [(20, &together), (32, &together), (31, &expiring), (43, &expiring)] {
                 scope.spawn(move || self.publish(caller, Way::Together(publisher)));
             }
             scope.spawn(move || self.publish(FIRST_SHIFTING_CALLER + 10, Way::Batches));
@@ -50,7 +51,7 @@ impl Publishers<'_> {
 
     fn publish(&self, caller: u16, way: Way<'_>) {
         let mut random = Random::new(self.seed ^ (u64::from(caller) << 40));
-        let stream = self.network.line(usize::from(caller)).stream();
+        let stream = self.network.line(caller).stream();
         let lane = Name { caller, number: 0 }.lane();
         let output = StreamOutput::new(lane.stream());
         let mut next = 0;

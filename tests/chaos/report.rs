@@ -1,10 +1,12 @@
 //! What a run tells at its end: a table, and the story of what went wrong.
 
+use std::collections::BTreeMap;
+
 use crate::common::Server;
-use crate::content::Content;
 use crate::events::History;
 use crate::journal;
-use crate::ledger::Books;
+use crate::ledger::{Stats, Told};
+use crate::lines::Network;
 use crate::messages::Lane;
 use crate::tools::{now, say};
 use crate::verdict::{Evidence, Finding, Totals};
@@ -15,10 +17,11 @@ const STORIES: usize = 3;
 const AROUND: u64 = 1500;
 /// How far the account of a run that was not finished goes back, in milliseconds, and in lines of the server's log.
 const BEFORE_THE_END: u64 = 10_000;
-const SERVER_LINES: usize = 30;
+const SERVER_LINES: usize = 60;
 
 /// Each kind of event and its count, and what became of all messages.
-pub(crate) fn table(history: &History, totals: &Totals, books: &Books, content: &Content) {
+pub(crate) fn table(evidence: &Evidence<'_>, totals: &Totals, network: &Network) {
+    let Evidence { books, content, history, .. } = evidence;
     say("\nevents");
     for (kind, count) in history.counts() {
         row(kind, count as u64);
@@ -27,7 +30,16 @@ pub(crate) fn table(history: &History, totals: &Totals, books: &Books, content: 
     row("confirmed", totals.confirmed);
     row("of unknown outcome", totals.unknown);
     row("not sent", totals.not_sent);
-    row("large ones confirmed", content.entries.keys().filter(|name| name.is_large()).count() as u64);
+    row("refused for want of memory", totals.out_of_memory);
+    let mut by_line: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, told) in &books.told {
+        let confirmed = u64::from(matches!(told, Told::Confirmed(_)));
+        *by_line.entry(network.line(name.caller).kind.name()).or_default() += confirmed;
+    }
+    for (line, count) in by_line {
+        row(&format!("confirmed over {line}"), count);
+    }
+    row("large ones in the streams", content.entries.keys().filter(|name| name.is_large()).count() as u64);
     say("hand-outs");
     for (kind, count) in &totals.hand_outs {
         row(kind, *count);
@@ -48,9 +60,7 @@ pub(crate) fn table(history: &History, totals: &Totals, books: &Books, content: 
     row("of the shifting stream", totals.shifting_duplicates);
     say("statistics of consumers");
     for lane in Lane::ALL {
-        let sum = |value: fn(&crate::ledger::Stats) -> u64| {
-            books.endings(lane).map(|(_, end)| value(&end.stats)).sum::<u64>()
-        };
+        let sum = |value: fn(&Stats) -> u64| books.endings(lane).map(|(_, end)| value(&end.stats)).sum::<u64>();
         for (name, value) in [
             ("received", sum(|stats| stats.received)),
             ("acked", sum(|stats| stats.acked)),
@@ -92,8 +102,10 @@ pub(crate) fn last_events(history: &History, server: &Server) {
         say(&format!("  {:9.3} s  {}", (event.from as f64 - end as f64) / 1000.0, event.story));
     }
     let log = server.log();
-    let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" - ")).collect();
-    lines.iter().rev().take(SERVER_LINES).rev().for_each(|line| say(&format!("  server: {line}")));
+    // What a server that has crashed says, from the start of it, or else its last words.
+    let crash: Vec<&str> = log.lines().skip_while(|line| !line.contains("BUG REPORT START")).collect();
+    let words = if crash.is_empty() { log.lines().rev().take(SERVER_LINES).collect() } else { crash };
+    words.iter().take(SERVER_LINES).for_each(|line| say(&format!("  server: {line}")));
 }
 
 fn tell_story(finding: &Finding, evidence: &Evidence<'_>) {

@@ -1,7 +1,7 @@
 //! The statistics of consumers against the ledger and the server.
 
 use crate::content::Content;
-use crate::ledger::{How, Outcome};
+use crate::ledger::{How, Outcome, Stats};
 use crate::messages::Lane;
 use crate::verdict::Evidence;
 
@@ -36,9 +36,8 @@ impl Evidence<'_> {
 
     fn judge_sums(&self, problems: &mut Vec<String>) {
         for lane in Lane::ALL {
-            let sum = |value: fn(&crate::ledger::Stats) -> u64| {
-                self.books.endings(lane).map(|(_, end)| value(&end.stats)).sum::<u64>()
-            };
+            let sum =
+                |value: fn(&Stats) -> u64| self.books.endings(lane).map(|(_, end)| value(&end.stats)).sum::<u64>();
             let (counted, buried) = (sum(|stats| stats.dead_lettered), Content::count(lane, &self.content.buried));
             // A burial whose reply was lost is nobody's: each connection that broke can have hidden one, a handler's
             // broke without being counted, and one that was killed tells nothing.

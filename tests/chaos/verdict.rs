@@ -45,6 +45,7 @@ pub(crate) struct Totals {
     pub(crate) confirmed: u64,
     pub(crate) unknown: u64,
     pub(crate) not_sent: u64,
+    pub(crate) out_of_memory: u64,
     pub(crate) buried: u64,
     pub(crate) given_up: u64,
     /// Dead letters that met no consumer's end in trouble, so that their count was exact.
@@ -67,6 +68,7 @@ impl Evidence<'_> {
                 Told::Confirmed(_) => totals.confirmed += 1,
                 Told::Unknown => totals.unknown += 1,
                 Told::NotSent => totals.not_sent += 1,
+                Told::OutOfMemory => totals.out_of_memory += 1,
             }
             let problems = match name.lane() {
                 Lane::Orders => self.judge_order(*name, *told, &mut totals),
@@ -92,7 +94,7 @@ impl Evidence<'_> {
         match told {
             Told::Confirmed(id) if ids != [id] => problems.push(format!("confirmed as {id}, and is there as {ids:?}")),
             Told::Unknown if ids.len() > 1 => problems.push(format!("is there more than once: {ids:?}")),
-            Told::NotSent if !ids.is_empty() => problems.push(format!("was not sent, and is there as {ids:?}")),
+            told if told.is_refusal() && !ids.is_empty() => problems.push(format!("{told:?}, and is there as {ids:?}")),
             _ => {}
         }
         if !ids.is_empty() && !done && buried.is_empty() {
@@ -175,7 +177,9 @@ impl Evidence<'_> {
             Told::Unknown if ids.len() + usize::from(removed.is_some()) > 1 => {
                 problems.push(format!("is there more than once: {ids:?}, removed as {removed:?}"));
             }
-            Told::NotSent if !ids.is_empty() || removed.is_some() => problems.push("was not sent, and is there".into()),
+            told if told.is_refusal() && (!ids.is_empty() || removed.is_some()) => {
+                problems.push(format!("{told:?}, and is there"));
+            }
             _ => {}
         }
         // Groups are destroyed on their own, and with the stream.
@@ -196,7 +200,7 @@ impl Evidence<'_> {
         for hand_out in self.books.hand_outs(name) {
             match told {
                 Told::Confirmed(id) if id != hand_out.id => problems.push(format!("{id}, handed out as {hand_out:?}")),
-                Told::NotSent => problems.push(format!("was not sent, and handed out: {hand_out:?}")),
+                told if told.is_refusal() => problems.push(format!("{told:?}, and handed out: {hand_out:?}")),
                 _ => {}
             }
             if hand_out.number == 0 || hand_out.number > limit {

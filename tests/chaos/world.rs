@@ -19,10 +19,10 @@ use crate::publishers::Publishers;
 use crate::removals::Removals;
 use crate::report;
 use crate::tools::{Random, now, say};
-use crate::verdict::Evidence;
+use crate::verdict::{Evidence, Totals};
 
 /// Consumers in this process: of each lane, with the number of its line.
-const CONSUMERS: [(Lane, usize); 5] =
+const CONSUMERS: [(Lane, u16); 5] =
     [(Lane::Orders, 0), (Lane::Orders, 1), (Lane::Orders, 3), (Lane::Shifting, 0), (Lane::Shifting, 2)];
 /// A consumer in one of so many lives has a generated name.
 const NAMELESS: usize = 5;
@@ -113,7 +113,7 @@ impl World {
     }
 
     /// Consumes under one name, with a new consumer every now and then.
-    fn consume(&self, number: usize, lane: Lane, line: usize) {
+    fn consume(&self, number: usize, lane: Lane, line: u16) {
         let mut random = Random::new(self.seed ^ (number as u64) << 41 ^ 1 << 51);
         let (stream, name) = (self.network.line(line).stream(), format!("consumer-{number}"));
         while !self.control.ended.load(Ordering::SeqCst) {
@@ -131,17 +131,24 @@ impl World {
         }
     }
 
-    /// Judges what has happened, and fails with the stories of what went wrong.
-    pub(crate) fn judge(self) -> Server {
+    /// Judges what has happened, and fails with the stories of what went wrong. Everything is to have come `wanted` times.
+    pub(crate) fn judge(self, wanted: u64) -> Server {
         let (books, content) = (self.ledger.close(), Content::of(&self.server));
         let evidence = Evidence { books: &books, content: &content, removals: &self.removals, history: &self.history };
         let (totals, findings) = evidence.judge();
-        report::table(&self.history, &totals, &books, &content);
+        report::table(&evidence, &totals, &self.network);
         if !findings.is_empty() {
             report::tell(&findings, &evidence);
             panic!("{} findings; CHAOS_SEED={}", findings.len(), self.seed);
         }
-        assert!(totals.confirmed > 0 && totals.unknown > 0 && totals.not_sent > 0, "the run has proven too little");
+        let large = content.entries.keys().filter(|name| name.is_large()).count() as u64;
+        let Totals { confirmed, unknown, not_sent, out_of_memory, buried, .. } = totals;
+        let counts = [confirmed, unknown, not_sent, out_of_memory, buried, large];
+        assert!(counts.iter().all(|count| *count >= wanted), "the run has proven too little: {counts:?}");
+        for kind in ["acked", "released", "to be retried", "dropped", "panicked", "given up"] {
+            let count = totals.hand_outs.get(kind).copied().unwrap_or_default();
+            assert!(count >= wanted, "too few hand-outs were {kind}: {count}");
+        }
         self.server
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use log::Level;
-use step_redis::{AckMode, Backoff};
+use step_redis::{AckMode, Backoff, StreamOutput};
 
 use crate::common::{Direction, Proxy, Server};
 use crate::support::{LIMIT, SLACK, Scene, assert_quiet, connect, median, next, quick, take};
@@ -221,4 +221,31 @@ fn requests_and_replies_that_are_cut_off_lose_no_acknowledgement() {
     scene.server.wait_until(|_| scene.pending() == 0);
     let stats = consumer.close().unwrap();
     assert_eq!((stats.received, stats.acked), (120, 120));
+}
+
+#[test]
+fn what_waits_for_its_last_hand_out_keeps_its_number_when_the_connection_breaks() {
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let stream = connect(quick(proxy.port()));
+    let dead = StreamOutput::new(format!("{}:dead", scene.stream_id));
+    let builder = scene.consumer(&stream).max_deliveries(2).dead_letter(dead);
+    scene.add_many("poison", 2);
+    let first = builder.clone().spawn().unwrap();
+    for _ in 0..2 {
+        assert_eq!(next(&first).delivery_count(), 1);
+    }
+    first.close().unwrap();
+
+    // The same name again. One of the two is with a handler, the other one waits for its turn.
+    let second = builder.spawn().unwrap();
+    let held = next(&second);
+    assert_eq!(held.delivery_count(), 2);
+    scene.wait_until_blocked();
+    proxy.reset();
+    crate::common::wait_until(LIMIT, || second.stats().reconnects == 1);
+    // It looks at what is pending, and goes on to read what is new.
+    scene.wait_until_blocked();
+    held.ack().unwrap();
+    assert_eq!(next(&second).delivery_count(), 2);
 }

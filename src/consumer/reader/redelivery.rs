@@ -131,7 +131,12 @@ impl Reader {
     }
 
     fn candidate(&self, pending: PendingEntry, min_idle: Duration, is_own: bool) -> Candidate {
-        let next_hand_out = self.own_pending.next_hand_out(&pending, is_own);
+        // What was pending before this consumer started does not look like that when it is looked at again.
+        let waiting = self.last_chances.get(&pending.id).filter(|waiting| waiting.pending == pending);
+        let next_hand_out = match waiting {
+            Some(waiting) => waiting.next_hand_out,
+            None => self.own_pending.next_hand_out(&pending, is_own),
+        };
         Candidate { pending, min_idle, next_hand_out }
     }
 
