@@ -34,6 +34,8 @@ pub(crate) struct Control {
 /// Where a consumer's handlers write down what they had.
 pub(crate) trait Record {
     fn handed_out(&self, name: Name, id: EntryId, number: u64);
+    /// What became of it. An acknowledgement is noted twice: as [`Outcome::Acking`] before it is made, too, as the process
+    /// may be killed between that and the note.
     fn settled(&self, name: Name, outcome: Outcome, stats: &StatsHandle);
     /// How many acknowledgements `ack()` has taken.
     fn acks(&self) -> u64;
@@ -145,13 +147,18 @@ impl Handlers<'_> {
             115..117 => {
                 // Longer than others of the shifting stream would wait, were it not kept fresh.
                 thread::sleep(Lane::Shifting.claim_idle() * 3 / 2);
-                Outcome::Acked(delivery.ack().is_ok())
+                self.ack(name, delivery)
             }
-            _ => Outcome::Acked(delivery.ack().is_ok()),
+            _ => self.ack(name, delivery),
         };
         let took = started.elapsed();
         assert!(took < HUNG, "{name}: {outcome:?} took {took:?}");
         self.record.settled(name, outcome, &self.stats);
+    }
+
+    fn ack(&self, name: Name, delivery: Delivery) -> Outcome {
+        self.record.settled(name, Outcome::Acking, &self.stats);
+        Outcome::Acked(delivery.ack().is_ok())
     }
 }
 

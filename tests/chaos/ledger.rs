@@ -45,6 +45,8 @@ impl Told {
 pub(crate) enum Outcome {
     /// The handler's process was killed first.
     Unfinished,
+    /// It was killed while it acknowledged: the server may have heard of it.
+    Acking,
     Acked(bool),
     Released(bool),
     Retried(bool),
@@ -55,7 +57,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     pub(crate) fn is_done(self) -> bool {
-        matches!(self, Outcome::Acked(_))
+        matches!(self, Outcome::Acked(_) | Outcome::Acking)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) enum Note {
 
 /// An outcome is written as its place among them.
 const OUTCOMES: [Outcome; 11] = [
-    Outcome::Unfinished,
+    Outcome::Acking,
     Outcome::Acked(true),
     Outcome::Acked(false),
     Outcome::Released(true),

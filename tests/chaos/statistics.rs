@@ -53,8 +53,8 @@ impl Evidence<'_> {
         let settled =
             Content::count(Lane::Orders, &self.content.entries) - Content::count(Lane::Orders, &self.content.buried);
         // Each entry that is no dead letter was acknowledged by somebody, whether or not it was confirmed.
-        let refused = self.failures(Outcome::Acked(false));
-        if settled > acked + unconfirmed + refused {
+        let unsure = self.failures(Outcome::Acked(false)) + self.failures(Outcome::Acking);
+        if settled > acked + unconfirmed + unsure {
             problems.push(format!("{settled} orders are settled, and {acked} acknowledgements confirmed"));
         }
     }

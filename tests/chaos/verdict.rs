@@ -247,8 +247,9 @@ impl Evidence<'_> {
                     came_again.entry(hand_out.life).or_default().push(*name);
                 }
             }
-            let refused = hand_outs.iter().filter(|hand_out| hand_out.outcome == Outcome::Acked(false)).count();
-            totals.duplicates_bound += if name.lane() == Lane::Orders { refused as u64 } else { 0 };
+            let unsure = |hand_out: &&HandOut| matches!(hand_out.outcome, Outcome::Acked(false) | Outcome::Acking);
+            let unsure = hand_outs.iter().filter(unsure).count();
+            totals.duplicates_bound += if name.lane() == Lane::Orders { unsure as u64 } else { 0 };
         }
         for (number, life) in self.books.lives.iter().enumerate() {
             let Some(end) = &life.ending else { continue };
@@ -274,6 +275,7 @@ impl Evidence<'_> {
 fn kind_of(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Unfinished => "killed meanwhile",
+        Outcome::Acking => "killed while acking",
         Outcome::Acked(true) => "acked",
         Outcome::Acked(false) => "ack failed",
         Outcome::Released(_) => "released",
