@@ -3,6 +3,7 @@
 mod commands;
 mod greeting;
 mod reply;
+mod state;
 mod unasked;
 
 use std::fmt;
@@ -19,9 +20,10 @@ use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
 
 use commands::Answers;
-pub(crate) use greeting::Connector;
+pub(crate) use greeting::{Connector, Progress};
 pub(crate) use reply::Reply;
 use reply::ReplyBuffer;
+use state::LoanState;
 
 /// A socket's empty send buffer takes so much without waiting: Linux gives it 4 KiB at the very least.
 const SURELY_BUFFERED: usize = 2 * 1024;
@@ -33,7 +35,8 @@ const KEPT_SIZE: usize = 1024 * 1024;
 /// It implements [`redis::ConnectionLike`], so every `redis::Cmd`, `redis::Pipeline` and typed `redis::Commands` method
 /// works on it. Each call waits at most `socket_timeout` for all of its replies together; a command that makes the server
 /// wait (`BLPOP`, `XREAD BLOCK`) must be told to wait for less. Commands that change what replies mean (`SUBSCRIBE`,
-/// `MONITOR`, `CLIENT REPLY`) do not belong on a pooled connection, and `SELECT` stays in force for its next user.
+/// `MONITOR`, `CLIENT REPLY`) do not belong on a pooled connection. One that is not
+/// [as it was lent](crate::PooledConnection) serves nobody else.
 ///
 /// After an I/O error, a timeout or a reply that is not RESP the connection is broken for good and leaves the pool.
 pub struct Connection {
@@ -65,6 +68,7 @@ pub struct Connection {
     /// The server said that it is not, or not now, the one to talk to.
     retired: bool,
     last_used: Instant,
+    loan: LoanState,
 }
 
 impl Connection {
@@ -89,11 +93,18 @@ impl Connection {
             broken: false,
             retired: false,
             last_used: Instant::now(),
+            loan: LoanState::default(),
         }
     }
 
-    /// Ends this connection's blocking calls from another thread.
+    /// Ends this connection's blocking calls from another thread, for as long as the loan lasts: once the connection has
+    /// been given back, it does nothing any more.
     pub fn interrupter(&self) -> Interrupter {
+        self.loan.interrupter(&self.socket)
+    }
+
+    /// The same without regard to the loan.
+    pub(crate) fn socket_interrupter(&self) -> Interrupter {
         self.socket.interrupter()
     }
 
@@ -224,7 +235,16 @@ impl Connection {
     /// Waits for the next reply until the deadline that [`send`](Connection::send) was given.
     pub(crate) fn receive(&mut self) -> Result<Reply<'_>> {
         let (start, end) = self.take_reply()?;
-        Ok(Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken })
+        Ok(self.reply(start, end))
+    }
+
+    fn reply(&mut self, start: usize, end: usize) -> Reply<'_> {
+        Reply {
+            address: &self.address,
+            bytes: self.replies.bytes(start, end),
+            broken: &mut self.broken,
+            retired: &mut self.retired,
+        }
     }
 
     /// The same as the `redis` crate's value.
@@ -233,7 +253,7 @@ impl Connection {
         if let Some(string) = self.replies.take_long_string(start, end) {
             return Ok(Value::BulkString(string));
         }
-        Reply { address: &self.address, bytes: self.replies.bytes(start, end), broken: &mut self.broken }.value()
+        self.reply(start, end).value()
     }
 
     /// Waits for the next reply: where it lies in the buffer.
@@ -288,9 +308,16 @@ impl Connection {
         }
     }
 
-    /// Gives back what a long reply has taken, now that nothing more is expected for a while.
-    pub(crate) fn rest(&mut self) {
+    /// Ends a loan: whether the connection is fit to be lent again. Gives back what a long reply has taken.
+    pub(crate) fn end_loan(&mut self) -> bool {
         self.replies.release();
+        self.looked_at = false;
+        self.loan.end() && !self.is_broken()
+    }
+
+    /// How long it has not been used.
+    pub(crate) fn idle_since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_used)
     }
 
     /// It is never used again. Whoever still holds it need not keep the memory as well.

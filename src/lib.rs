@@ -181,7 +181,8 @@
 //!
 //! # Threads
 //!
-//! A pool has two threads that open connections (`step-redis-pool-0`, `-1`); a consumer has `step-redis-reader` and
+//! All pools share one thread (`step-redis-pool`), which closes what lies idle; a connection that is opened, or asked whether
+//! it is still alive, has one for as long as that takes (`step-redis-pool-connect`). A consumer has `step-redis-reader` and
 //! `step-redis-keeper`, and for a moment `step-redis-stop`; a name lookup runs in `step-redis-lookup`. [`StepPool`],
 //! [`StepStream`], [`Publisher`] and [`StopHandle`] are `Clone + Send + Sync`; [`Delivery`] is `Send + 'static`.
 //!

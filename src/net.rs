@@ -63,7 +63,8 @@ impl Deadline {
 /// Ends a connection's blocking calls from another thread, at once and without the server's help.
 ///
 /// [`interrupt`](Interrupter::interrupt) shuts the socket down: the call that is blocked in connecting, reading or writing
-/// fails, and the connection is never used again. Clones interrupt the same connection.
+/// fails, and the connection is never used again. Clones interrupt the same connection. One that was asked of a pooled
+/// connection ends with the loan, and does nothing from then on.
 #[derive(Clone, Debug)]
 pub struct Interrupter {
     /// Several, while more than one address is tried.
@@ -84,6 +85,16 @@ impl Interrupter {
             // Fails only when the peer was faster, which is just as good.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// From now on an interruption hits nothing; whether one has come before.
+    pub(crate) fn end(&self) -> bool {
+        lock(&self.sockets).clear();
+        self.is_interrupted()
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.is_set()
     }
 
     /// Waits for an interruption, at most for `limit`; whether it came.

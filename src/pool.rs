@@ -1,30 +1,38 @@
-//! The bounded pool: r2d2 with our connections, a checkout that never waits longer than it says, and an error that tells
-//! why it failed.
+//! The bounded pool: a checkout that never waits longer than it says, and an error that tells why it failed.
+
+mod attempt;
+mod lending;
+mod loan;
+mod places;
+mod state;
+mod surroundings;
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
-
-use crate::connection::{Connection, Connector};
+use crate::connection::Connector;
 use crate::error::{Error, Result, with_causes};
-use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
-use crate::signal::lock;
+use lending::{Denied, Lending};
+pub use loan::PooledConnection;
+use state::Counts;
+use surroundings::Surroundings;
 
-/// Threads that open connections: with two of them, an attempt which hangs does not hold up all others.
-const OPENING_THREADS: usize = 2;
-/// Connections beyond what is needed are closed after lying idle for this long.
+/// Connections beyond what is needed are closed after lying idle for this long,
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// or at most this much longer.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A bounded pool of connections. Clones share it.
 ///
 /// Connections are opened when they are needed, at most [`max_connections`](PoolParams::max_connections) of them, and
 /// closed after ten idle minutes. [`StepStream::receive`](crate::StepStream::receive) holds one for as long as it waits; a
 /// [`Consumer`](crate::Consumer) has connections of its own.
+///
+/// The pool connects only while a caller waits for a connection: as many at a time as callers wait, and after a failure one
+/// every 100 ms. Each attempt has a thread of its own for as long as it lasts. An attempt that hangs is not waited for: after
+/// a second another one is begun beside it, and where no place is left for that, the oldest gives way.
 ///
 /// ```no_run
 /// use step_redis::{PoolParams, StepPool};
@@ -36,33 +44,17 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// ```
 #[derive(Clone)]
 pub struct StepPool {
-    connections: r2d2::Pool<Manager>,
     shared: Arc<Shared>,
 }
 
-/// What the pool and its manager both know.
-#[derive(Debug)]
+/// What the clones of a pool share. What is lent, and what connects, outlives it and is closed when it ends.
 struct Shared {
-    connector: Connector,
-    /// Why the last attempt to connect failed, until one succeeds.
-    last_failure: Mutex<Option<Arc<Error>>>,
-    opened: AtomicU64,
-    failed: AtomicU64,
-    last_connected: Mutex<Option<Instant>>,
-    /// The connection that `StepPool::connect` proved, until the pool asks for its first.
-    proven: Mutex<Option<Connection>>,
+    lending: Arc<Lending<Surroundings>>,
 }
 
-impl Shared {
-    fn open(&self) -> Result<Connection> {
-        let opened = self.connector.connect(&Interrupter::new());
-        let counter = if opened.is_ok() { &self.opened } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if opened.is_ok() {
-            *lock(&self.last_connected) = Some(Instant::now());
-        }
-        *lock(&self.last_failure) = opened.as_ref().err().map(|error| Arc::new(error.clone()));
-        opened
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.lending.close();
     }
 }
 
@@ -101,79 +93,82 @@ impl StepPool {
     /// As [`new`](StepPool::new) does.
     pub fn connect(params: PoolParams) -> Result<StepPool> {
         let pool = StepPool::new(params)?;
-        let connection = pool.shared.open()?;
-        *lock(&pool.shared.proven) = Some(connection);
-        Ok(pool)
+        match pool.shared.lending.open() {
+            Ok(()) => Ok(pool),
+            Err(Some(error)) => Err(Arc::unwrap_or_clone(error)),
+            Err(None) => Err(pool.exhausted(Duration::ZERO, Counts { idle: 0, lent: 0 }, None)),
+        }
     }
 
     /// Makes a pool without opening a connection; the first checkout does. Reads the certificate files, if any.
     ///
-    /// Waits for nothing.
+    /// Waits for nothing but the thread that all pools share, which makes the places for connections.
     ///
     /// # Errors
-    /// [`Error::Params`] and [`Error::Tls`].
+    /// [`Error::Params`] and [`Error::Tls`]; [`Error::Thread`] when the thread does not run.
     ///
     /// # Panics
-    /// When the system has no thread to give: the pool starts the two that open connections, and the thread pool below it
-    /// (`scheduled-thread-pool`, which r2d2 asks for) has no way to start them that returns an error.
+    /// When the system has no thread to give: the first pool of a program starts the one that all of them share, and the
+    /// thread pool below it (`scheduled-thread-pool`, which r2d2 asks for) has no way to start it that returns an error.
     pub fn new(params: PoolParams) -> Result<StepPool> {
-        let shared = Arc::new(Shared {
-            connector: Connector::new(params)?,
-            last_failure: Mutex::new(None),
-            opened: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            last_connected: Mutex::default(),
-            proven: Mutex::new(None),
+        let connector = Connector::new(params)?;
+        let thread = places::thread_of_all_pools();
+        let places = places::places(connector.params().max_connections, Arc::clone(&thread))?;
+        let surroundings = Surroundings { connector, places };
+        let pace = surroundings.pace();
+        let lending = Arc::new(Lending::new(surroundings, pace));
+        let swept = Arc::downgrade(&lending);
+        thread.execute_with_dynamic_delay(SWEEP_INTERVAL, move || {
+            let lending = swept.upgrade()?;
+            let now = Instant::now();
+            let over = lending.take_idle_while(|connection| connection.idle_since(now) >= IDLE_TIMEOUT);
+            if !over.is_empty() {
+                drop(over);
+                lending.place_is_free();
+            }
+            Some(SWEEP_INTERVAL)
         });
-        let params = shared.connector.params();
-        let threads = ScheduledThreadPool::builder()
-            .num_threads(OPENING_THREADS)
-            .thread_name_pattern("step-redis-pool-{}")
-            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
-            .build();
-        let connections = r2d2::Pool::builder()
-            .max_size(params.max_connections)
-            .min_idle(Some(0))
-            // Our own check, after the checkout, keeps to the checkout's deadline; r2d2's would not.
-            .test_on_check_out(false)
-            .idle_timeout(Some(IDLE_TIMEOUT))
-            .max_lifetime(None)
-            .thread_pool(Arc::new(threads))
-            .connection_timeout(params.connection_available_timeout)
-            .error_handler(Box::new(LogFailure))
-            .build_unchecked(Manager(Arc::clone(&shared)));
-        Ok(StepPool { connections, shared })
+        Ok(StepPool { shared: Arc::new(Shared { lending }) })
     }
 
     /// Borrows a connection; dropping it gives it back.
     ///
     /// Waits at most `connection_available_timeout`, the health check included: a connection that lay idle for longer than
-    /// `health_check_interval` is lent only after it has answered a `PING`.
+    /// `health_check_interval` is lent only after it has answered a `PING`. One that does not answer soon is not waited for:
+    /// the next one is asked, or another one opened.
     ///
     /// # Errors
     /// [`Error::PoolExhausted`] when none became free in time. Its source is the last connect error if connecting is what
-    /// failed, or else what an idle connection failed with when it was checked.
+    /// failed, or else what an idle connection failed with when it was checked, or else what is still under way. An error
+    /// that trying again does not mend, as [`Error::Auth`], is returned as it is, at once.
     pub fn get(&self) -> Result<PooledConnection> {
-        let deadline = Deadline::after(self.params().connection_available_timeout);
-        let mut left = deadline.limit();
-        let mut discarded = None;
-        loop {
-            // To take one that lies ready costs r2d2 less than to wait for one. When the time is up, what lies ready fails
-            // its check, and waiting fails, so the loop ends.
-            let lent = self.connections.try_get().or_else(|| self.connections.get_timeout(left).ok());
-            let Some(mut connection) = lent else {
-                return Err(self.exhausted(deadline.started().elapsed(), discarded));
-            };
-            match connection.check_after_idling(self.params().health_check_interval, deadline) {
-                Ok(()) => return Ok(PooledConnection(connection)),
-                // Broken now: given back, it leaves the pool, and the next one is tried.
-                Err(error) => {
-                    log::debug!("an idle connection is discarded: {error}");
-                    discarded = Some(Arc::new(error));
-                    left = deadline.left();
-                }
+        self.get_timeout(self.params().connection_available_timeout)
+    }
+
+    /// Borrows a connection as [`get`](StepPool::get) does, and waits at most `limit` for it.
+    ///
+    /// # Errors
+    /// Those of [`get`](StepPool::get).
+    pub fn get_timeout(&self, limit: Duration) -> Result<PooledConnection> {
+        let denied = match self.shared.lending.checkout(limit) {
+            Ok(loan) => return Ok(PooledConnection(loan)),
+            Err(denied) => denied,
+        };
+        Err(match denied {
+            Denied::Refused(error) => Arc::unwrap_or_clone(error),
+            // Nobody has a pool that is closed.
+            Denied::Closed => self.exhausted(Duration::ZERO, Counts { idle: 0, lent: 0 }, None),
+            Denied::TimeIsUp { waited, counts, cause, under_way } => {
+                let surroundings = &self.shared.lending.world;
+                let unfinished = under_way.map(|(handle, age)| Arc::new(surroundings.unfinished(&handle, age)));
+                self.exhausted(waited, counts, cause.or(unfinished))
             }
-        }
+        })
+    }
+
+    /// Borrows a connection if one lies ready. Waits for nothing and opens nothing.
+    pub fn try_get(&self) -> Option<PooledConnection> {
+        self.shared.lending.checkout_ready().map(PooledConnection)
     }
 
     /// Borrows a connection and sends `PING`: the time from the request to its answer.
@@ -196,107 +191,44 @@ impl StepPool {
     }
 
     pub(crate) fn connector(&self) -> &Connector {
-        &self.shared.connector
+        &self.shared.lending.world.connector
     }
 
     /// How many connections there are. Waits for nothing.
     pub fn state(&self) -> PoolState {
-        let state = self.connections.state();
-        // The proven one lies ready until the first checkout.
-        let proven = u32::from(lock(&self.shared.proven).is_some());
+        let (counts, history) = self.shared.lending.state();
         PoolState {
-            connections: state.connections + proven,
-            idle: state.idle_connections + proven,
-            in_use: state.connections.saturating_sub(state.idle_connections),
-            max: self.connections.max_size(),
-            opened: self.shared.opened.load(Ordering::Relaxed),
-            failed: self.shared.failed.load(Ordering::Relaxed),
-            last_connected: lock(&self.shared.last_connected).map(|at| at.elapsed()),
-            last_error: lock(&self.shared.last_failure).as_deref().map(with_causes),
+            connections: count(counts.idle + counts.lent),
+            idle: count(counts.idle),
+            in_use: count(counts.lent),
+            max: self.params().max_connections,
+            opened: history.opened,
+            failed: history.failed,
+            last_connected: history.last_opened.map(|at| at.elapsed()),
+            last_error: history.last_failure.as_deref().map(with_causes),
         }
     }
 
     /// The parameters that the pool was made with.
     pub fn params(&self) -> &PoolParams {
-        self.shared.connector.params()
+        self.connector().params()
     }
 
-    fn exhausted(&self, waited: Duration, discarded: Option<Arc<Error>>) -> Error {
-        let state = self.state();
-        let held_by_callers = state.in_use >= state.max;
-        let source = lock(&self.shared.last_failure).clone().or(discarded).filter(|_| !held_by_callers);
-        Error::PoolExhausted { waited, connections: state.connections, in_use: state.in_use, max: state.max, source }
+    fn exhausted(&self, waited: Duration, counts: Counts, cause: Option<Arc<Error>>) -> Error {
+        let (lent, max) = (count(counts.lent), self.params().max_connections);
+        // Where callers hold them all, no failure is the reason.
+        let source = cause.filter(|_| lent < max);
+        Error::PoolExhausted { waited, connections: count(counts.idle + counts.lent), in_use: lent, max, source }
     }
+}
+
+/// There are no more than places.
+fn count(connections: usize) -> u32 {
+    u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
 impl fmt::Debug for StepPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StepPool")
-            .field("address", self.shared.connector.address())
-            .field("state", &self.state())
-            .finish()
-    }
-}
-
-/// A borrowed connection. It dereferences to [`Connection`], and dropping it gives it back to the pool; one that is broken,
-/// or still owed a reply, is closed instead.
-pub struct PooledConnection(r2d2::PooledConnection<Manager>);
-
-impl Deref for PooledConnection {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.0
-    }
-}
-
-impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut Connection {
-        &mut self.0
-    }
-}
-
-impl Drop for PooledConnection {
-    fn drop(&mut self) {
-        self.0.rest();
-    }
-}
-
-impl fmt::Debug for PooledConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.deref().fmt(f)
-    }
-}
-
-/// How r2d2 opens connections and tells the broken ones.
-struct Manager(Arc<Shared>);
-
-impl r2d2::ManageConnection for Manager {
-    /// r2d2 moves connections about by value: a box is cheaper to move.
-    type Connection = Box<Connection>;
-    type Error = Error;
-
-    fn connect(&self) -> Result<Box<Connection>> {
-        let proven = lock(&self.0.proven).take();
-        proven.map_or_else(|| self.0.open(), Ok).map(Box::new)
-    }
-
-    fn is_valid(&self, connection: &mut Box<Connection>) -> Result<()> {
-        let deadline = connection.command_deadline();
-        connection.ping(deadline)
-    }
-
-    fn has_broken(&self, connection: &mut Box<Connection>) -> bool {
-        connection.is_broken()
-    }
-}
-
-/// Each failed attempt is told once, at debug: the caller who waits for the connection gets it as an error's source.
-#[derive(Debug)]
-struct LogFailure;
-
-impl r2d2::HandleError<Error> for LogFailure {
-    fn handle_error(&self, error: Error) {
-        log::debug!("the pool has no connection: {}", with_causes(&error));
+        f.debug_struct("StepPool").field("address", self.connector().address()).field("state", &self.state()).finish()
     }
 }

@@ -3,7 +3,7 @@
 use redis::{Cmd, ConnectionLike, ErrorKind, RedisError, RedisResult, Value};
 
 use super::Connection;
-use crate::error::Error;
+use super::state::Request;
 use crate::params::Protocol;
 use crate::resp::{Cursor, error_value};
 
@@ -26,11 +26,14 @@ impl ConnectionLike for Connection {
         if command.is_empty() || command == b"*0\r\n" {
             return Err(empty_command());
         }
+        let request = self.pass_on(command);
         let is_answered = self.is_answered(command);
-        self.request.extend_from_slice(command);
-        self.owed += usize::from(is_answered);
-        self.send_at_any_time()?;
-        if is_answered { Ok(self.receive_value()?) } else { Ok(Value::Nil) }
+        if is_answered {
+            // Several commands have several replies, though only one is asked for here.
+            self.owed += request.commands.max(1);
+        }
+        self.send()?;
+        if is_answered { self.receive_for(&request, 0) } else { Ok(Value::Nil) }
     }
 
     fn req_packed_commands(&mut self, commands: &[u8], offset: usize, count: usize) -> RedisResult<Vec<Value>> {
@@ -41,17 +44,17 @@ impl ConnectionLike for Connection {
             let silenced = "the server was told not to answer (CLIENT REPLY), and a pipeline waits for answers";
             return Err(RedisError::from((ErrorKind::Client, silenced)));
         }
-        self.request.extend_from_slice(commands);
-        self.owed += offset + count;
-        self.send_at_any_time()?;
+        let request = self.pass_on(commands);
+        self.owed += request.commands.max(offset + count);
+        self.send()?;
         // All replies are read even when one is an error, so that none is left for the next command.
         let mut queued = Vec::with_capacity(offset);
-        for _ in 0..offset {
-            queued.push(self.receive_value()?);
+        for number in 0..offset {
+            queued.push(self.receive_for(&request, number)?);
         }
         let mut values = Vec::with_capacity(count);
-        for _ in 0..count {
-            values.push(self.receive_value()?);
+        for number in offset..offset + count {
+            values.push(self.receive_for(&request, number)?);
         }
         match queued.iter().position(is_error) {
             None => Ok(values),
@@ -77,10 +80,18 @@ impl ConnectionLike for Connection {
 }
 
 impl Connection {
-    /// Sends what a caller has asked for, who may have had the connection for long.
-    fn send_at_any_time(&mut self) -> Result<(), Error> {
+    /// Appends what somebody else has encoded, and takes note of what it may leave behind.
+    fn pass_on(&mut self, commands: &[u8]) -> Request {
+        // Any time may have passed since the connection was lent.
         self.looked_at = false;
-        self.send()
+        self.request.extend_from_slice(commands);
+        self.loan.sending(commands, self.db)
+    }
+
+    fn receive_for(&mut self, request: &Request, number: usize) -> RedisResult<Value> {
+        let value = self.receive_value()?;
+        self.loan.answered(request, number, &value);
+        Ok(value)
     }
 
     /// Sends a command whose answer, if there will be one, nobody waits for.
@@ -89,8 +100,8 @@ impl Connection {
             return Err(empty_command());
         }
         let is_answered = self.is_answered(packed) && !self.is_confirmed_by_pushes(command);
-        self.request.extend_from_slice(packed);
-        self.send_at_any_time()?;
+        self.pass_on(packed);
+        self.send()?;
         self.unawaited += usize::from(is_answered);
         Ok(Value::Nil)
     }

@@ -1,6 +1,6 @@
 //! Making a connection: socket, TLS, and the greeting that proves it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::RedisError;
@@ -11,6 +11,7 @@ use crate::log_later::log_later;
 use crate::net::{Deadline, Interrupter, LastGood, Socket, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
+use crate::signal::lock;
 
 /// The first byte of an alert, by which a TLS port answers to what is no TLS.
 const TLS_ALERT: u8 = 0x15;
@@ -62,11 +63,22 @@ impl Connector {
 
     /// The same, within `limit` or `socket_connect_timeout`, whichever is shorter.
     pub(crate) fn connect_within(&self, limit: Duration, interrupter: &Interrupter) -> Result<Connection> {
+        self.connect_observed(limit, interrupter, &Progress::default())
+    }
+
+    /// The same, while others can see how far it has come.
+    pub(crate) fn connect_observed(
+        &self,
+        limit: Duration,
+        interrupter: &Interrupter,
+        progress: &Progress,
+    ) -> Result<Connection> {
         let deadline = Deadline::after(limit.min(self.params.socket_connect_timeout));
         let socket = Socket::open(&self.params, &self.address, &self.last_good, deadline, interrupter)?;
         #[cfg(feature = "tls")]
         let socket = match (&self.tls, &self.params.tls) {
             (Some((config, name)), Some(tls)) => {
+                progress.reaches(ConnectStep::TlsHandshake);
                 if !self.warned.swap(true, std::sync::atomic::Ordering::Relaxed) {
                     crate::tls::warn_if_dangerous(tls, &self.address);
                 }
@@ -77,9 +89,30 @@ impl Connector {
             _ => socket,
         };
         let mut connection = Connection::new(socket, Arc::clone(&self.address), &self.params);
+        progress.reaches(ConnectStep::Hello);
         connection.greet(&self.params, deadline)?;
         log_later!(Debug, "connected to {}", self.address);
         Ok(connection)
+    }
+}
+
+/// The step that an attempt to connect has reached. Looking up the name counts as part of opening the socket.
+#[derive(Debug)]
+pub(crate) struct Progress(Mutex<ConnectStep>);
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress(Mutex::new(ConnectStep::Open))
+    }
+}
+
+impl Progress {
+    fn reaches(&self, step: ConnectStep) {
+        *lock(&self.0) = step;
+    }
+
+    pub(crate) fn step(&self) -> ConnectStep {
+        *lock(&self.0)
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) struct Reply<'a> {
     pub(super) address: &'a Arc<str>,
     pub(super) bytes: &'a [u8],
     pub(super) broken: &'a mut bool,
+    pub(super) retired: &'a mut bool,
 }
 
 impl<'a> Reply<'a> {
@@ -37,7 +38,7 @@ impl<'a> Reply<'a> {
         {
             return Err(Error::server(command, redis_error(line)));
         }
-        decode(&mut Cursor::new(self.bytes)).map_err(|reason| Error::reply(command, reason))
+        decode(&mut Cursor::new(self.bytes)).map_err(|reason| self.unexpected(command, reason))
     }
 
     /// Decodes a reply that should be one string, after a server's error has been turned into ours.
@@ -51,7 +52,7 @@ impl<'a> Reply<'a> {
             && let Some(end_of_header) = rest.iter().position(|byte| *byte == b'\n')
             && let Some(string) = rest.get(end_of_header + 1..)
         {
-            return decode(string).map_err(|reason| Error::reply(command, reason));
+            return decode(string).map_err(|reason| self.unexpected(command, reason));
         }
         self.decode(command, |reply| decode(reply.bytes()?))
     }
@@ -65,6 +66,12 @@ impl<'a> Reply<'a> {
     pub(crate) fn malformed(self, reason: Malformed) -> Error {
         *self.broken = true;
         self.error(reason)
+    }
+
+    /// It may be another command's: nobody uses the connection after this request.
+    fn unexpected(self, command: &'static str, reason: Malformed) -> Error {
+        *self.retired = true;
+        Error::reply(command, reason)
     }
 
     fn error(&self, reason: Malformed) -> Error {

@@ -10,17 +10,17 @@ use crate::log_later::log_later;
 use crate::net::Deadline;
 
 impl Connection {
-    /// Looks after a connection that may have lain idle, before it is lent: a server that ended meanwhile is noticed before
-    /// a request is lost on it. After more than `health_check_interval` it must answer a `PING` by the deadline.
-    pub(crate) fn check_after_idling(&mut self, health_check_interval: Duration, deadline: Deadline) -> Result<()> {
-        self.socket.set_deadline(deadline);
+    /// A look at a connection that is to be used at once: a server that ended meanwhile is noticed before a request is lost
+    /// on it. Waits for nothing.
+    pub(crate) fn look(&mut self) -> Result<()> {
+        self.socket.set_deadline(self.command_deadline());
         self.set_unasked_aside()?;
-        let idle = deadline.started().saturating_duration_since(self.last_used);
-        if idle <= health_check_interval && !health_check_interval.is_zero() {
-            // Our own commands follow at once.
-            self.looked_at = true;
-            return Ok(());
-        }
+        self.looked_at = true;
+        Ok(())
+    }
+
+    /// Has the server show that it is there, by the deadline (`PING`).
+    pub(crate) fn prove_alive(&mut self, deadline: Deadline) -> Result<()> {
         match self.ping(deadline) {
             // It lives, and that is the question.
             Err(Error::Server { source, .. }) if source.code() == Some("NOPERM") => Ok(()),
@@ -30,6 +30,17 @@ impl Connection {
                 answered
             }
         }
+    }
+
+    /// Looks after a connection that may have lain idle, before it is used again. After more than `health_check_interval` it
+    /// must answer a `PING` by the deadline.
+    pub(crate) fn check_after_idling(&mut self, health_check_interval: Duration, deadline: Deadline) -> Result<()> {
+        self.look()?;
+        let idle = self.idle_since(deadline.started());
+        if idle <= health_check_interval && !health_check_interval.is_zero() {
+            return Ok(());
+        }
+        self.prove_alive(deadline)
     }
 
     /// Takes what has come while nothing was under way. A reply among it retires the connection: no later one could be told

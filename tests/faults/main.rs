@@ -1,8 +1,9 @@
 //! Nothing lost, nothing hung: what a program that uses this crate sees when the server or the network fails.
 //!
 //! Each module proves one kind of fault: outages and reconnects, a server that is killed again and again, streams and groups
-//! that vanish, states in which a server refuses, half-open networks, the pool without a server, entries that are trimmed
-//! before anyone saw them, shared publishers whose connection fails, damaged replies, and the bounds of every call under load.
+//! that vanish, states in which a server refuses, half-open networks, the pool without a server, who has connections opened
+//! and when, entries that are trimmed before anyone saw them, shared publishers whose connection fails, damaged replies, and the
+//! bounds of every call under load.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,6 +13,7 @@ mod damage;
 mod groups;
 mod half_open;
 mod loss;
+mod opening;
 mod outage;
 mod pool;
 mod publishers;

@@ -186,6 +186,27 @@ pub(crate) fn let_logger_panic_at(text: &'static str) {
     PANIC_AT.set(Some(text));
 }
 
+/// Texts at which the logger panics, whichever thread logs them.
+static PANIC_EVERYWHERE_AT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// From now on, until the value is dropped, the logger panics when any thread logs something with this text in it, which no
+/// other test's lines have.
+#[must_use]
+pub(crate) struct PanickingLogger(String);
+
+impl PanickingLogger {
+    pub(crate) fn at(text: String) -> PanickingLogger {
+        PANIC_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).push(text.clone());
+        PanickingLogger(text)
+    }
+}
+
+impl Drop for PanickingLogger {
+    fn drop(&mut self) {
+        PANIC_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).retain(|text| *text != self.0);
+    }
+}
+
 static RECORDS: Mutex<Vec<(Instant, Level, String)>> = Mutex::new(Vec::new());
 
 struct Remember;
@@ -198,7 +219,9 @@ impl Log for Remember {
     fn log(&self, record: &Record<'_>) {
         let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
         let text = record.args().to_string();
-        let panics = PANIC_AT.get().is_some_and(|part| text.contains(part));
+        let everywhere = PANIC_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let panics =
+            PANIC_AT.get().is_some_and(|part| text.contains(part)) || everywhere.iter().any(|part| text.contains(part));
         records.push((Instant::now(), record.level(), text.clone()));
         drop(records);
         match ONCE_AT.take() {

@@ -28,7 +28,6 @@ both_protocols! {
     a_panic_between_request_and_reply_retires_the_connection,
     push_messages_are_set_aside,
     an_interrupter_ends_a_blocked_call_at_once,
-    an_interrupted_connection_is_not_used_again,
 }
 
 /// The pool's connections meet these behaviours in turn; from then on a healthy server answers `9-9` to everything.
@@ -288,16 +287,15 @@ fn push_messages_are_set_aside(protocol: Protocol) {
     }
     let context = Context::start_with(protocol, |builder| builder);
     let pool = context.stream_with(|params| params.max_connections(1)).pool().clone();
+    let mut connection = pool.get().unwrap();
     if protocol == Protocol::Resp3 {
-        redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").exec(&mut pool.get().unwrap()).unwrap();
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").exec(&mut connection).unwrap();
     }
-    let tracked = pool.get().unwrap().id();
     for number in 0..50 {
         context.command(&["SET", "key", &number.to_string()]);
-        let value: u64 = redis::cmd("GET").arg("key").query(&mut pool.get().unwrap()).unwrap();
+        let value: u64 = redis::cmd("GET").arg("key").query(&mut connection).unwrap();
         assert_eq!(value, number);
     }
-    assert_eq!(pool.get().unwrap().id(), tracked, "a push message does not cost the connection");
 }
 
 fn an_interrupter_ends_a_blocked_call_at_once(context: Context) {
@@ -324,23 +322,4 @@ fn an_interrupter_ends_a_blocked_call_at_once(context: Context) {
         .collect();
     waits.sort();
     assert!(waits[1] < Duration::from_millis(50), "{waits:?}");
-}
-
-fn an_interrupted_connection_is_not_used_again(context: Context) {
-    let connection = context.pool().get().unwrap();
-    let (interrupter, id) = (connection.interrupter(), connection.id());
-    drop(connection);
-    interrupter.interrupt();
-    interrupter.clone().interrupt();
-    thread::sleep(Duration::from_millis(20));
-    let connection = context.pool().get().unwrap();
-    assert!(id.is_some() && connection.id() != id);
-    // An interrupter belongs to one connection: it does not hit the next.
-    interrupter.interrupt();
-    drop(connection);
-    context.stream.publish(&context.output(), "text").unwrap();
-    let mut connection = context.pool().get().unwrap();
-    connection.interrupter().interrupt();
-    let error = redis::cmd("PING").exec(&mut connection).unwrap_err();
-    assert!(error.is_io_error(), "{error:?}");
 }

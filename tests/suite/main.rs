@@ -15,6 +15,7 @@ mod deadlines;
 mod delivery;
 mod errors;
 mod inspect;
+mod loans;
 mod payloads;
 mod pool;
 mod publish;
