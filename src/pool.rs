@@ -3,6 +3,8 @@
 mod attempt;
 mod lending;
 mod loan;
+#[cfg(all(test, loom))]
+mod model;
 mod places;
 mod state;
 mod surroundings;
