@@ -1,10 +1,10 @@
 //! However much waits in the stream, a consumer holds what it was told to hold.
 
 use crate::child::Child;
-use crate::support::{Bench, GROUP, LONG, next, stream_at};
+use crate::support::{Bench, GROUP, LONG, Way, every_way, next, number, stream_with, take_until_error};
 use std::fs;
 use std::time::{Duration, Instant};
-use step_redis::{Error, PoolParams, StepPool, StepStream};
+use step_redis::{Error, PoolParams, StepStream};
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
@@ -78,90 +78,86 @@ fn deliver_unread(bench: &Bench, consumer: &str) {
 
 #[test]
 fn a_reply_that_would_be_too_long_is_followed_by_smaller_ones() {
-    const ENTRIES: usize = 60;
     for place in [Where::New, Where::PendingElsewhere, Where::OwnPending] {
-        let bench = Bench::start();
-        bench.fill(ENTRIES, 1 << 20);
-        let params = PoolParams::from_url(&bench.server.url()).unwrap().max_reply(5 << 20);
-        let stream = StepStream::new(StepPool::connect(params).unwrap());
-        let (owner, claims) = match place {
-            Where::New => (None, false),
-            Where::PendingElsewhere => (Some("gone"), true),
-            Where::OwnPending => (Some("one"), false),
-        };
-        if let Some(owner) = owner {
-            deliver_unread(&bench, owner);
-        }
-        let consumer = stream.consumer(bench.input().consumer("one")).claim(claims).spawn().unwrap();
-        let count = if owner.is_some() { 2 } else { 1 };
-        for number in 0..ENTRIES {
-            let delivery = next(&consumer);
-            assert_eq!((crate::support::number(&delivery), delivery.delivery_count()), (number, count), "{place:?}");
-            delivery.ack().unwrap();
-        }
-        let stats = consumer.close().unwrap();
-        assert!(stats.reconnects <= 2, "{place:?}: {}", stats.reconnects);
-        assert_eq!(bench.pending(), 0);
+        every_way().into_iter().for_each(|way| assert_long_replies_are_followed_by_smaller_ones(&way, place));
     }
+}
+
+fn assert_long_replies_are_followed_by_smaller_ones(Way { name, bench, params, .. }: &Way, place: Where) {
+    const ENTRIES: usize = 60;
+    bench.fill(ENTRIES, 1 << 20);
+    let stream = stream_with(params.clone().max_reply(5 << 20));
+    let (owner, claims) = match place {
+        Where::New => (None, false),
+        Where::PendingElsewhere => (Some("gone"), true),
+        Where::OwnPending => (Some("one"), false),
+    };
+    if let Some(owner) = owner {
+        deliver_unread(bench, owner);
+    }
+    let consumer = stream.consumer(bench.input().consumer("one")).claim(claims).spawn().unwrap();
+    let count = if owner.is_some() { 2 } else { 1 };
+    for expected in 0..ENTRIES {
+        let delivery = next(&consumer);
+        assert_eq!((number(&delivery), delivery.delivery_count()), (expected, count), "{name}, {place:?}");
+        delivery.ack().unwrap();
+    }
+    let stats = consumer.close().unwrap();
+    assert!(stats.reconnects <= 2, "{name}, {place:?}: {}", stats.reconnects);
+    assert_eq!(bench.pending(), 0);
 }
 
 #[test]
 fn an_entry_that_is_too_large_to_be_read_is_named_and_no_loop() {
     for place in [Where::New, Where::PendingElsewhere, Where::OwnPending] {
-        let bench = Bench::start();
-        bench.publish(3);
-        bench.fill(1, 200_000);
-        let large = bench.server.command(&["XREVRANGE", &bench.key, "+", "-", "COUNT", "1"]);
-        let large = large.array()[0].array()[0].text();
-        let owner = match place {
-            Where::New => None,
-            Where::PendingElsewhere => Some("gone"),
-            Where::OwnPending => Some("one"),
-        };
-        if let Some(owner) = owner {
-            deliver_unread(&bench, owner);
-        }
-        let count = if owner.is_some() { 1 } else { 0 };
-        let params = PoolParams::from_url(&bench.server.url()).unwrap();
-        let small = StepStream::new(StepPool::connect(params.clone().max_reply(100_000)).unwrap());
-        let start = |stream: &StepStream| {
-            stream.consumer(bench.input().consumer("one")).max_deliveries(3).dead_letter(bench.dead()).spawn().unwrap()
-        };
-        // However often it is tried: no handler has it, so no attempt counts.
-        for attempt in 0..4 {
-            let connections = connections(&bench);
-            let consumer = start(&small);
-            let mut handed_out = 0;
-            let error = consumer.timeout_iter(LONG).find_map(|item| match item {
-                Ok(delivery) => {
-                    handed_out += 1;
-                    delivery.ack().unwrap();
-                    None
-                }
-                Err(error) => Some(error),
-            });
-            match error {
-                Some(Error::EntryTooLarge { stream_id, id, limit }) => {
-                    assert_eq!((&*stream_id, id.to_string(), limit), (bench.key.as_str(), large.clone(), 100_000));
-                }
-                other => panic!("{place:?}, attempt {attempt}: {other:?}"),
-            }
-            assert_eq!(handed_out, if attempt == 0 { 3 } else { 0 }, "{place:?}");
-            consumer.close().unwrap();
-            // Two for each consumer, and one or two more until it is certain which entry it is.
-            let more = self::connections(&bench) - connections;
-            assert!(more <= 5, "{place:?}: {more} connections");
-            let left = bench.pending_of("one");
-            assert_eq!((left.len(), &left[0].0, left[0].2), (1, &large, count), "{place:?}, attempt {attempt}");
-        }
-        // Whoever may read it gets it, and what is behind it.
-        bench.publish(1);
-        let consumer = start(&stream_at(&bench.server.url()));
-        let left = [next(&consumer), next(&consumer)].map(|left| (left.id().to_string(), left.delivery_count()));
-        assert_eq!(left[0], (large, count as u64 + 1), "{place:?}");
-        assert_eq!(left[1].1, 1);
-        assert_eq!(bench.server.command(&["XLEN", bench.dead().stream_id()]).int(), 0);
+        every_way().into_iter().for_each(|way| assert_too_large_an_entry_is_named(&way, place));
     }
+}
+
+fn assert_too_large_an_entry_is_named(Way { name, bench, params, .. }: &Way, place: Where) {
+    bench.publish(3);
+    bench.fill(1, 200_000);
+    let large = bench.server.command(&["XREVRANGE", &bench.key, "+", "-", "COUNT", "1"]);
+    let large = large.array()[0].array()[0].text();
+    let owner = match place {
+        Where::New => None,
+        Where::PendingElsewhere => Some("gone"),
+        Where::OwnPending => Some("one"),
+    };
+    if let Some(owner) = owner {
+        deliver_unread(bench, owner);
+    }
+    let count = if owner.is_some() { 1 } else { 0 };
+    let small = stream_with(params.clone().max_reply(100_000));
+    let start = |stream: &StepStream| {
+        stream.consumer(bench.input().consumer("one")).max_deliveries(3).dead_letter(bench.dead()).spawn().unwrap()
+    };
+    // However often it is tried: no handler has it, so no attempt counts.
+    for attempt in 0..4 {
+        let connections = connections(bench);
+        let consumer = start(&small);
+        let (handed_out, error) = take_until_error(&consumer);
+        match error {
+            Error::EntryTooLarge { stream_id, id, limit } => {
+                assert_eq!((&*stream_id, id.to_string(), limit), (bench.key.as_str(), large.clone(), 100_000));
+            }
+            other => panic!("{name}, {place:?}, attempt {attempt}: {other:?}"),
+        }
+        assert_eq!(handed_out, if attempt == 0 { 3 } else { 0 }, "{name}, {place:?}");
+        consumer.close().unwrap();
+        // Two for each consumer, and one or two more until it is certain which entry it is.
+        let more = self::connections(bench) - connections;
+        assert!(more <= 5, "{name}, {place:?}: {more} connections");
+        let left = bench.pending_of("one");
+        assert_eq!((left.len(), &left[0].0, left[0].2), (1, &large, count), "{name}, {place:?}, attempt {attempt}");
+    }
+    // Whoever may read it gets it, and what is behind it.
+    bench.publish(1);
+    let consumer = start(&stream_with(params.clone()));
+    let left = [next(&consumer), next(&consumer)].map(|left| (left.id().to_string(), left.delivery_count()));
+    assert_eq!(left[0], (large, count as u64 + 1), "{name}, {place:?}");
+    assert_eq!(left[1].1, 1);
+    assert_eq!(bench.server.command(&["XLEN", bench.dead().stream_id()]).int(), 0);
 }
 
 #[test]
@@ -172,8 +168,8 @@ fn an_entry_that_is_too_large_to_be_buried_is_named_and_no_loop() {
     bench.server.command(&["XREADGROUP", "GROUP", GROUP, "one", "STREAMS", &bench.key, ">"]);
     let (large, _, _) = bench.pending_of("one").remove(0);
     bench.server.command(&["XCLAIM", &bench.key, GROUP, "one", "0", &large, "RETRYCOUNT", "3", "JUSTID"]);
-    let params = PoolParams::from_url(&bench.server.url()).unwrap().max_reply(100_000);
-    let stream = StepStream::new(StepPool::connect(params).unwrap());
+    let params = PoolParams::from_url(&bench.server.url()).unwrap();
+    let stream = stream_with(params.max_reply(100_000));
     let consumer = stream.consumer(bench.input().consumer("one")).max_deliveries(3).dead_letter(bench.dead());
     let consumer = consumer.spawn().unwrap();
     match consumer.timeout_iter(LONG).next() {

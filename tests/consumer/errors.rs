@@ -1,7 +1,7 @@
 //! What ends the loop: a fatal error, yielded once.
 
 use crate::common::Server;
-use crate::support::{Bench, LONG, next, number, stream_at};
+use crate::support::{Bench, LONG, every_way, next, number, stream_at, stream_with, take_until_error};
 use std::time::Duration;
 use step_redis::{Backoff, Consumer, Error, StepPool, StepStream};
 
@@ -28,21 +28,6 @@ fn a_key_of_another_type_is_fatal_before_and_during_the_loop() {
     consumer.close().unwrap();
     assert!(bench.consumer("one").spawn().unwrap_err().is_wrong_type());
     assert_eq!(bench.server.command(&["GET", &bench.key]).text(), "text");
-}
-
-/// Takes and acknowledges what comes, until the error that ends the loop: how many came before it.
-#[track_caller]
-fn take_until_error(consumer: &Consumer) -> (usize, Error) {
-    let mut taken = 0;
-    let ended = consumer.timeout_iter(LONG).find_map(|item| match item {
-        Ok(delivery) => {
-            taken += 1;
-            delivery.ack().unwrap();
-            None
-        }
-        Err(error) => Some(error),
-    });
-    (taken, ended.expect("the loop goes on, and nothing comes"))
 }
 
 fn bench_with_user() -> (Bench, StepStream) {
@@ -82,9 +67,10 @@ fn a_permission_that_is_withdrawn_is_fatal() {
 /// The handlers notice nothing when acknowledgements are queued, so the loop has to tell.
 #[test]
 fn acknowledgements_that_are_refused_end_the_loop() {
-    for protocol in [2, 3] {
-        let (bench, _) = bench_with_user();
-        let stream = stream_at(&format!("redis://worker:secret@127.0.0.1:{}?protocol={protocol}", bench.server.port()));
+    for way in every_way() {
+        let bench = &way.bench;
+        bench.server.command(&["ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all"]);
+        let stream = stream_with(way.params.clone().username("worker").password("secret"));
         bench.fill(100_000, 10);
         let consumer = stream.consumer(bench.input()).spawn().unwrap();
         next(&consumer).ack().unwrap();

@@ -2,23 +2,13 @@
 //! when there is something.
 
 use crate::child::Child;
-use crate::common::Server;
-use crate::support::{Bench, GROUP, LONG, next, stream_at};
+use crate::support::{Bench, GROUP, LONG, Way, every_way, next};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
-use step_redis::{StepStream, StreamInput};
-
-/// A server with a stream of ten entries, and the ways to reach it.
-fn benches() -> Vec<(Bench, StepStream)> {
-    let unix = Bench::on(Server::builder().unix().start());
-    let (resp3, resp2) = (Bench::start(), Bench::start());
-    let ways =
-        [(unix.server.url(), unix), (format!("{}?protocol=2", resp2.server.url()), resp2), (resp3.server.url(), resp3)];
-    ways.into_iter().map(|(url, bench)| (bench, stream_at(&url))).collect()
-}
+use step_redis::StreamInput;
 
 fn reads(sent: &[String]) -> usize {
     sent.iter().filter(|command| command.to_ascii_uppercase().starts_with("\"XREADGROUP\"")).count()
@@ -27,15 +17,16 @@ fn reads(sent: &[String]) -> usize {
 #[test]
 fn an_idle_consumer_sends_two_commands_a_second_at_most_and_waits_as_long_as_it_was_told() {
     thread::scope(|scope| {
-        for (bench, stream) in benches() {
+        for way in every_way() {
             scope.spawn(move || {
+                let bench = &way.bench;
                 bench.publish(10);
-                let consumer = stream.consumer(bench.input()).spawn().unwrap();
+                let consumer = way.stream().consumer(bench.input()).spawn().unwrap();
                 (0..10).for_each(|_| next(&consumer).ack().unwrap());
                 bench.server.wait_until(|_| consumer.stats().acked == 10);
                 bench.wait_until_blocked();
                 let sent = bench.sent_within(Duration::from_secs(10));
-                assert!(sent.len() <= 20, "{}: {:#?}", sent.len(), &sent[..sent.len().min(40)]);
+                assert!(sent.len() <= 20, "{}, {}: {:#?}", way.name, sent.len(), &sent[..sent.len().min(40)]);
                 // One every 5 s.
                 assert!(reads(&sent) <= 3, "{sent:#?}");
                 consumer.close().unwrap();
@@ -78,29 +69,36 @@ fn entries_that_are_pending_elsewhere_in_great_numbers_cost_an_idle_consumer_lit
 
 #[test]
 fn what_is_given_back_is_found_within_a_second_while_reads_wait_for_longer() {
-    for (bench, stream) in benches() {
-        bench.publish(1);
-        let first = stream.consumer(bench.input()).claim(false).spawn().unwrap();
-        let mut held = next(&first);
-        let second = stream.consumer(bench.input()).spawn().unwrap();
-        let mut took = Vec::new();
-        for round in 0..5 {
-            bench.server.wait_until(|server| {
-                server.client_list().iter().filter(|client| client["flags"].contains('b')).count() == 2
-            });
-            held.release().unwrap();
-            let released = Instant::now();
-            held = next(&second);
-            took.push(released.elapsed());
-            assert_eq!(held.delivery_count(), round + 2);
+    thread::scope(|scope| {
+        for way in every_way() {
+            scope.spawn(move || assert_found_within_a_second(&way));
         }
-        took.sort_unstable();
-        assert!(took[2] <= Duration::from_secs(1), "{took:?}");
-        // However busy the machine is, a read waits for longer.
-        assert!(took[4] < Duration::from_secs(5), "{took:?}");
-        held.ack().unwrap();
-        (first.close().unwrap(), second.close().unwrap());
+    });
+}
+
+fn assert_found_within_a_second(way: &Way) {
+    let (bench, stream) = (&way.bench, way.stream());
+    bench.publish(1);
+    let first = stream.consumer(bench.input()).claim(false).spawn().unwrap();
+    let mut held = next(&first);
+    let second = stream.consumer(bench.input()).spawn().unwrap();
+    let mut took = Vec::new();
+    for round in 0..5 {
+        bench.server.wait_until(|server| {
+            server.client_list().iter().filter(|client| client["flags"].contains('b')).count() == 2
+        });
+        held.release().unwrap();
+        let released = Instant::now();
+        held = next(&second);
+        took.push(released.elapsed());
+        assert_eq!(held.delivery_count(), round + 2);
     }
+    took.sort_unstable();
+    assert!(took[2] <= Duration::from_secs(1), "{}: {took:?}", way.name);
+    // However busy the machine is, a read waits for longer.
+    assert!(took[4] < Duration::from_secs(5), "{}: {took:?}", way.name);
+    held.ack().unwrap();
+    (first.close().unwrap(), second.close().unwrap());
 }
 
 /// Entries whose time has come, at a consumer that is gone, and one that waits for new entries.

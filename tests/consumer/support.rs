@@ -1,10 +1,16 @@
 //! What the tests of the consumer share: a stream on a server of its own, and questions to the server.
 
-use crate::common::{Reply, Server, unique};
+#[cfg(feature = "tls")]
+use crate::common::{Certificates, server_speaks_tls};
+use crate::common::{Reply, Server, ServerBuilder, unique};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-use step_redis::{Consumer, ConsumerBuilder, Delivery, PoolParams, StepPool, StepStream, StreamInput, StreamOutput};
+#[cfg(feature = "tls")]
+use step_redis::TlsParams;
+use step_redis::{
+    Consumer, ConsumerBuilder, Delivery, Error, PoolParams, Protocol, StepPool, StepStream, StreamInput, StreamOutput,
+};
 
 /// More than anything here takes on a slow machine, and a failure where it does.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
@@ -170,8 +176,66 @@ impl Bench {
     }
 }
 
+/// A stream on a server of its own, and one of the ways to reach it.
+pub(crate) struct Way {
+    pub(crate) name: &'static str,
+    pub(crate) bench: Bench,
+    pub(crate) params: PoolParams,
+    /// Their files are read by each new pool.
+    #[cfg(feature = "tls")]
+    _certificates: Option<Certificates>,
+}
+
+impl Way {
+    fn new(name: &'static str, server: ServerBuilder, params: impl FnOnce(&Server) -> PoolParams) -> Way {
+        let bench = Bench::on(server.start());
+        let params = params(&bench.server);
+        Way {
+            name,
+            bench,
+            params,
+            #[cfg(feature = "tls")]
+            _certificates: None,
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn over_tls() -> Way {
+        let certificates = Certificates::generate();
+        let way = Way::new("TLS", Server::builder().tls(&certificates), |server| {
+            let tls = TlsParams::new().ca_certs(certificates.ca());
+            PoolParams::new("127.0.0.1", server.tls_port()).tls(tls)
+        });
+        Way { _certificates: Some(certificates), ..way }
+    }
+
+    pub(crate) fn stream(&self) -> StepStream {
+        stream_with(self.params.clone())
+    }
+}
+
+/// Over TCP with either protocol, over a Unix socket, and over TLS where the server speaks it.
+pub(crate) fn every_way() -> Vec<Way> {
+    let tcp = |server: &Server| PoolParams::new("127.0.0.1", server.port());
+    #[allow(unused_mut)]
+    let mut ways = vec![
+        Way::new("RESP3", Server::builder(), tcp),
+        Way::new("RESP2", Server::builder(), |server| tcp(server).protocol(Protocol::Resp2)),
+        Way::new("Unix socket", Server::builder().unix(), |server| PoolParams::unix(server.unix_path())),
+    ];
+    #[cfg(feature = "tls")]
+    if server_speaks_tls() {
+        ways.push(Way::over_tls());
+    }
+    ways
+}
+
+pub(crate) fn stream_with(params: PoolParams) -> StepStream {
+    StepStream::new(StepPool::connect(params).unwrap())
+}
+
 pub(crate) fn stream_at(url: &str) -> StepStream {
-    StepStream::new(StepPool::connect(PoolParams::from_url(url).unwrap()).unwrap())
+    stream_with(PoolParams::from_url(url).unwrap())
 }
 
 /// The number that was published.
@@ -195,6 +259,21 @@ pub(crate) fn take(consumer: &Consumer, count: usize) -> Vec<usize> {
         number
     };
     (0..count).map(take_one).collect()
+}
+
+/// Takes and acknowledges what comes, until the error that ends the loop: how many came before it.
+#[track_caller]
+pub(crate) fn take_until_error(consumer: &Consumer) -> (usize, Error) {
+    let mut taken = 0;
+    let ended = consumer.timeout_iter(LONG).find_map(|item| match item {
+        Ok(delivery) => {
+            taken += 1;
+            delivery.ack().unwrap();
+            None
+        }
+        Err(error) => Some(error),
+    });
+    (taken, ended.expect("the loop goes on, and nothing comes"))
 }
 
 /// That nothing is delivered for this long.
