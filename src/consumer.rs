@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use crate::delivery::{Delivery, Receipt};
+use crate::delivery::Delivery;
 use crate::error::{Error, Result, with_causes};
+use reader::Leftover;
 use shared::{Shared, WaitingTaker};
 
 pub use builder::ConsumerBuilder;
@@ -79,7 +80,7 @@ pub struct Consumer {
 
 #[derive(Debug)]
 struct Threads {
-    reader: JoinHandle<Vec<Receipt>>,
+    reader: JoinHandle<Leftover>,
     keeper: JoinHandle<()>,
 }
 
@@ -199,20 +200,21 @@ impl Consumer {
         let Some(threads) = self.threads.take() else { return Ok(()) };
         let shared = &self.shared;
         shared.stop();
-        let mut not_handed_out = Vec::new();
+        let mut queued = Vec::new();
         let mut failure = Ok(());
         // The reader may be waiting for room in the channel. This makes room, and ends when the reader does.
         for item in &self.receiver {
             match item {
-                Ok(delivery) => not_handed_out.push(delivery.receipt()),
+                Ok(delivery) => queued.push(delivery.receipt()),
                 Err(error) => failure = Err(error),
             }
         }
-        not_handed_out.extend(self.join(threads.reader, "reader").unwrap_or_default());
+        let mut leftover = self.join(threads.reader, "reader").unwrap_or_default();
+        leftover.not_enqueued.splice(..0, queued);
         // Done already, unless it panicked.
         shared.reader.ended.set();
         shared.join_stopper();
-        shared.end_keeper(not_handed_out);
+        shared.end_keeper(leftover);
         if !shared.keeper_ended.wait(shared.settings.close_timeout) {
             shared.keeper_interrupter.interrupt();
         }

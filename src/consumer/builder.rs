@@ -9,7 +9,7 @@ use crossbeam_channel::bounded;
 
 use super::keeper::Keeper;
 use super::options::{AckMode, Backoff, OnGroupLoss};
-use super::reader::{Reader, last_delivered};
+use super::reader::{Leftover, Reader, last_delivered};
 use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
@@ -196,7 +196,7 @@ impl ConsumerBuilder {
         let reader = Reader::new(Arc::clone(&shared), channel, reading.seen);
         // If this thread cannot be had, the other must not stay.
         let reader = start("step-redis-reader", move || reader.run(reading.connection))
-            .inspect_err(|_| shared.end_keeper(Vec::new()))?;
+            .inspect_err(|_| shared.end_keeper(Leftover::default()))?;
         Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper }) })
     }
 }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::acks::MOST_ACKS;
 use super::leases::{self, MOST_LEASES};
 use super::loss::LossWatch;
+use super::reader::Leftover;
 use super::request_size::RequestSize;
 use super::shared::Shared;
 use crate::commands::{self, GivenBack, SearchPosition};
 use crate::connection::Connection;
-use crate::delivery::Receipt;
 use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 
@@ -394,7 +394,7 @@ impl Keeper {
     }
 
     /// The last acknowledgements, and a tidy end, within `close_timeout`.
-    fn conclude(&mut self, not_handed_out: &[Receipt]) {
+    fn conclude(&mut self, not_handed_out: &Leftover) {
         let limit = Deadline::after(self.shared.settings.close_timeout);
         // Handlers may still be at work: what they acknowledge from here on goes through the pool.
         self.shared.acks.close();
@@ -420,9 +420,9 @@ impl Keeper {
     }
 
     /// What nobody has asked for goes back as it came: for anyone to take, and without the hand-out that was marked.
-    fn tidy_up(&mut self, not_handed_out: &[Receipt]) -> Result<()> {
+    fn tidy_up(&mut self, not_handed_out: &Leftover) -> Result<()> {
         let (key, claim_idle) = (self.shared.key.clone(), self.shared.input.claim_idle);
-        for receipts in not_handed_out.chunks(MOST_LEASES) {
+        for receipts in not_handed_out.not_enqueued.chunks(MOST_LEASES) {
             let given_back: Vec<_> = receipts
                 .iter()
                 .filter(|receipt| self.shared.in_flight.is_current(receipt))
@@ -435,6 +435,10 @@ impl Keeper {
             if !given_back.is_empty() {
                 self.with_connection(|connection| commands::give_back(connection, &key, claim_idle, &given_back))?;
             }
+        }
+        if let Some(unseen) = &not_handed_out.unseen {
+            let shared = Arc::clone(&self.shared);
+            self.with_connection(|connection| unseen.give_back(connection, &shared))?;
         }
         if self.shared.settings.generated_name {
             self.with_connection(|connection| commands::delete_consumer_without_pending(connection, &key))?;

@@ -24,6 +24,7 @@ use crate::signal::lock;
 use crate::stream::{StreamInfo, next_block, stream_info};
 use queue::Queue;
 use redelivery::OwnPending;
+pub(super) use redelivery::Unseen;
 use watched::WatchedConnection;
 
 /// With this many acknowledgements waiting to be confirmed, nothing more is read.
@@ -71,7 +72,17 @@ pub(super) struct Reader {
     reread_at: Option<Instant>,
 }
 
+/// What a reader leaves to be given back.
+#[derive(Debug, Default)]
+pub(super) struct Leftover {
+    /// What it could not enqueue.
+    pub(super) not_enqueued: Vec<Receipt>,
+    /// What may have been on its way to it.
+    pub(super) unseen: Option<Unseen>,
+}
+
 /// Where a reading connection can be found at the server.
+#[derive(Debug)]
 struct Connected {
     run_id: Option<Box<str>>,
     client_id: Option<u64>,
@@ -107,8 +118,7 @@ impl Reader {
     }
 
     /// Reads until told to stop, or until an error that no reconnect mends, which is the last thing in the channel.
-    /// Returns what it could not enqueue.
-    pub(super) fn run(mut self, connection: Connection) -> Vec<Receipt> {
+    pub(super) fn run(mut self, connection: Connection) -> Leftover {
         let read = self.read_and_reconnect(connection).map(|Stopped| ());
         let failed = read.err().or_else(|| lock(&self.shared.failure).take());
         if let Some(error) = failed {
@@ -117,7 +127,7 @@ impl Reader {
             let _ = self.queue.send(Err(error), 0, || {});
         }
         self.shared.reader.ended.set();
-        self.not_enqueued
+        Leftover { not_enqueued: std::mem::take(&mut self.not_enqueued), unseen: self.unseen() }
     }
 
     fn read_and_reconnect(&mut self, connection: Connection) -> Result<Stopped> {
@@ -131,6 +141,9 @@ impl Reader {
                 self.shared.acks.put_back(acks);
             }
             self.shared.acks.reader_is_away();
+            if served.is_err() {
+                self.own_pending.begin_again();
+            }
             match served {
                 Ok(Stopped) => return Ok(Stopped),
                 Err(_) if self.shared.stopping.is_set() => return Ok(Stopped),

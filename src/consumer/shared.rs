@@ -9,6 +9,7 @@ use super::acks::AckQueue;
 use super::claimable::Claimable;
 use super::in_flight::InFlight;
 use super::options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
+use super::reader::Leftover;
 use crate::connection::Connector;
 use crate::delivery::{OnDrop, PoolSettler, Receipt, Settle, Settlement};
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
@@ -60,7 +61,7 @@ pub(super) struct Shared {
     pub(super) stopping: Signal,
     /// What close leaves to the keeper, which ends then: entries that nobody has asked for. They are offered to the other
     /// consumers at once.
-    pub(super) not_handed_out: OnceLock<Vec<Receipt>>,
+    pub(super) not_handed_out: OnceLock<Leftover>,
     /// An error that the keeper met and that ends the loop; the reader yields it.
     pub(super) failure: Mutex<Option<Error>>,
     pub(super) keeper_ended: Signal,
@@ -184,7 +185,7 @@ impl Shared {
     }
 
     /// Ends the keeper, once the reader has ended.
-    pub(super) fn end_keeper(&self, not_handed_out: Vec<Receipt>) {
+    pub(super) fn end_keeper(&self, not_handed_out: Leftover) {
         // The first and only time that it is set.
         let _ = self.not_handed_out.set(not_handed_out);
         self.acks.call_keeper();

@@ -145,9 +145,9 @@ fn assert_too_large_an_entry_is_named(Way { name, bench, params, .. }: &Way, pla
         }
         assert_eq!(handed_out, if attempt == 0 { 3 } else { 0 }, "{name}, {place:?}");
         consumer.close().unwrap();
-        // Two for each consumer, and one or two more until it is certain which entry it is.
+        // Two for each consumer, and one for each attempt to read it with others until it is certain which it is.
         let more = self::connections(bench) - connections;
-        assert!(more <= 5, "{name}, {place:?}: {more} connections");
+        assert!(more <= 8, "{name}, {place:?}: {more} connections");
         let left = bench.pending_of("one");
         assert_eq!((left.len(), &left[0].0, left[0].2), (1, &large, count), "{name}, {place:?}, attempt {attempt}");
     }

@@ -1,6 +1,7 @@
 //! A consumer that starts anew gets back first what it had.
 
-use crate::support::{Bench, next, number, take};
+use crate::common::{Direction, Proxy};
+use crate::support::{Bench, next, number, stream_at, take};
 use std::time::Duration;
 
 #[test]
@@ -58,4 +59,24 @@ fn a_reconnect_brings_back_nothing_that_is_in_flight() {
     held.into_iter().for_each(|delivery| delivery.ack().unwrap());
     consumer.close().unwrap();
     assert_eq!(bench.pending(), 1, "the one that was left");
+}
+
+#[test]
+fn what_is_on_its_way_when_a_consumer_is_closed_is_counted_as_no_delivery() {
+    let bench = Bench::start();
+    let proxy = Proxy::start(bench.server.port());
+    let input = bench.input().consumer("one");
+    let consumer = stream_at(&proxy.url()).consumer(input).spawn().unwrap();
+    bench.wait_until_blocked();
+    // Longer than a stop waits for the reader.
+    proxy.delay(Direction::ToClient, Duration::from_millis(150));
+    bench.publish(1);
+    bench.server.wait_until(|_| bench.pending() == 1);
+    assert_eq!(consumer.close().unwrap().received, 0);
+    let left = bench.pending_of("one");
+    assert_eq!((left.len(), left[0].2), (1, 0));
+    // So the only hand-out that is permitted is still to come, to whoever is there.
+    let consumer = bench.consumer("two").max_deliveries(1).dead_letter(bench.dead()).spawn().unwrap();
+    assert_eq!(take(&consumer, 1), [0]);
+    assert_eq!(consumer.close().unwrap().dead_lettered, 0);
 }

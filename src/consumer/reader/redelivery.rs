@@ -4,17 +4,22 @@
 //! Taking an entry marks its next hand-out at the server. So an entry that is pending for this consumer and unknown here was
 //! marked for a hand-out that did not happen, unless it was pending before this consumer started.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{LOOK_AGAIN, Reader, WatchedConnection};
-use crate::commands::{self, Candidate, PendingEntry};
+use super::{Connected, LOOK_AGAIN, Reader, WatchedConnection};
+use crate::commands::{self, Candidate, GivenBack, PendingEntry};
+use crate::connection::Connection;
 use crate::consumer::in_flight::Phase;
+use crate::consumer::shared::Shared;
 use crate::delivery::{Receipt, move_to_dead_letters};
+use crate::endpoint::ConsumerKey;
 use crate::entry::{Entry, EntryId};
 use crate::error::{Error, Result, with_causes};
 
+/// How many pending entries are looked at with one command when a consumer ends.
+const ROWS: usize = 256;
 /// The greatest count that the server keeps.
 const MOST_DELIVERIES: u64 = i64::MAX as u64;
 
@@ -82,7 +87,83 @@ impl OwnPending {
     }
 }
 
+/// Entries that are pending for this consumer and did not reach it, as far as its reader could tell when it ended: the reply to
+/// its last request was lost, or it had not looked yet.
+#[derive(Debug)]
+pub(in crate::consumer) struct Unseen {
+    own_pending: OwnPending,
+    last_chances: BTreeMap<EntryId, Candidate>,
+    /// Where the last read may still be waiting.
+    connected: Option<Connected>,
+}
+
+impl Unseen {
+    /// Gives them back as they were before: nobody had them, and anyone may. First of all the last read is ended.
+    pub(in crate::consumer) fn give_back(&self, server: &mut Connection, shared: &Shared) -> Result<()> {
+        let key = &shared.key;
+        self.end_last_read(server, key)?;
+        let mut after = EntryId::MIN;
+        while after < self.last() {
+            let page = commands::own_pending(server, key, after, ROWS)?;
+            let marked: Vec<GivenBack> = page.iter().filter_map(|pending| self.marked(pending, shared)).collect();
+            if !marked.is_empty() {
+                commands::give_back(server, key, shared.input.claim_idle, &marked)?;
+            }
+            let Some(last) = page.last() else { break };
+            after = last.id;
+        }
+        Ok(())
+    }
+
+    /// An entry that is counted for a hand-out which did not happen.
+    fn marked(&self, pending: &PendingEntry, shared: &Shared) -> Option<GivenBack> {
+        let is_known = shared.in_flight.phase(pending.id).is_some();
+        let counted = next_hand_out(&self.own_pending, &self.last_chances, pending, true).saturating_sub(1);
+        let given_back = GivenBack { id: pending.id, deliveries: pending.deliveries, counted };
+        (!is_known && counted < pending.deliveries).then_some(given_back)
+    }
+
+    /// Behind this one, nothing has been asked for.
+    fn last(&self) -> EntryId {
+        match self.own_pending.inherited_behind {
+            Inherited::Behind(before) => self.own_pending.being_taken.keys().copied().fold(before, EntryId::max),
+            Inherited::None => EntryId::MAX,
+        }
+    }
+
+    fn end_last_read(&self, server: &mut Connection, key: &ConsumerKey) -> Result<()> {
+        let Some(Connected { run_id: Some(run_id), client_id: Some(client), .. }) = &self.connected else {
+            return Ok(());
+        };
+        if commands::run_id(server)?.as_ref() == Some(run_id) {
+            commands::end_client(server, key, *client)?;
+        }
+        Ok(())
+    }
+}
+
+/// The number of an entry's next hand-out, as far as is known here.
+fn next_hand_out(
+    own_pending: &OwnPending,
+    last_chances: &BTreeMap<EntryId, Candidate>,
+    pending: &PendingEntry,
+    is_own: bool,
+) -> u64 {
+    // What was pending before this consumer started does not look like that when it is looked at again.
+    match last_chances.get(&pending.id).filter(|waiting| waiting.pending == *pending) {
+        Some(waiting) => waiting.next_hand_out,
+        None => own_pending.next_hand_out(pending, is_own),
+    }
+}
+
 impl Reader {
+    /// What may have been on its way when the reader ended.
+    pub(super) fn unseen(self) -> Option<Unseen> {
+        let all_seen = self.own_pending.is_done() && self.reread_at.is_none();
+        let Reader { own_pending, last_chances, connected, .. } = self;
+        (!all_seen).then_some(Unseen { own_pending, last_chances, connected })
+    }
+
     /// Entries that were delivered to this consumer and never settled: what it had before a restart, or what the server
     /// sent into a connection that broke.
     pub(super) fn read_own_pending(&mut self, connection: &mut WatchedConnection) -> Result<()> {
@@ -131,12 +212,7 @@ impl Reader {
     }
 
     fn candidate(&self, pending: PendingEntry, min_idle: Duration, is_own: bool) -> Candidate {
-        // What was pending before this consumer started does not look like that when it is looked at again.
-        let waiting = self.last_chances.get(&pending.id).filter(|waiting| waiting.pending == pending);
-        let next_hand_out = match waiting {
-            Some(waiting) => waiting.next_hand_out,
-            None => self.own_pending.next_hand_out(&pending, is_own),
-        };
+        let next_hand_out = next_hand_out(&self.own_pending, &self.last_chances, &pending, is_own);
         Candidate { pending, min_idle, next_hand_out }
     }
 
