@@ -2,7 +2,7 @@
 //! input, whose end means "stop", and a file, which survives SIGKILL.
 
 use crate::common::{end_with_parent, open_descriptors, spawn, thread_count, threads_named, wait_until};
-use crate::support::{Bench, GROUP, LONG, number, stream_at};
+use crate::support::{Bench, GROUP, LONG, distinct, number, stream_at};
 use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write, stdin};
@@ -205,10 +205,14 @@ fn consume_large_entries(mut set: Part) {
     const ENTRIES: usize = 600;
     let consumer = set.stream.consumer(set.input.clone()).spawn().unwrap();
     set.note(&format!("full {}", wait_until_full(&consumer)));
-    for delivery in consumer.timeout_iter(LONG).take(ENTRIES) {
-        delivery.unwrap().ack().unwrap();
-    }
-    set.note(&format!("taken {}", consumer.stats().received));
+    let numbers = consumer.timeout_iter(LONG).take(ENTRIES).map(|delivery| {
+        let delivery = delivery.unwrap();
+        let number = number(&delivery);
+        delivery.ack().unwrap();
+        number
+    });
+    let numbers = distinct(numbers.collect());
+    set.note(&format!("taken {} of {:?}", numbers.len(), consumer.stats()));
     wait_for_end_of_input();
     consumer.close().unwrap();
 }
