@@ -98,7 +98,8 @@ fn assert_found_within_a_second(way: &Way) {
     // However busy the machine is, a read waits for longer.
     assert!(took[4] < Duration::from_secs(5), "{}: {took:?}", way.name);
     held.ack().unwrap();
-    (first.close().unwrap(), second.close().unwrap());
+    first.close().unwrap();
+    second.close().unwrap();
 }
 
 /// Entries whose time has come, at a consumer that is gone, and one that waits for new entries.
