@@ -18,7 +18,7 @@ use crate::entry::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
-pub(crate) use add::{dead_letter, encode_add, receive_id, requeue};
+pub(crate) use add::{Buried, bury, dead_letter, encode_add, receive_id, requeue};
 pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refresh, set_expiry};
 pub(crate) use pending::{
     PendingEntry, autoclaim, delete_consumer_without_pending, delivery_counts, group_exists, own_pending,

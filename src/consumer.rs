@@ -21,6 +21,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, with_causes};
+use crate::net::Deadline;
 use reader::Leftover;
 use shared::{Shared, WaitingTaker};
 
@@ -199,7 +200,9 @@ impl Consumer {
     fn end(&mut self) -> Result<()> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
         let shared = &self.shared;
+        let limit = Deadline::after(shared.settings.close_timeout);
         shared.stop();
+        shared.begin_closing();
         let mut queued = Vec::new();
         let mut failure = Ok(());
         // The reader may be waiting for room in the channel. This makes room, and ends when the reader does.
@@ -215,7 +218,7 @@ impl Consumer {
         shared.reader.ended.set();
         shared.join_stopper();
         shared.end_keeper(leftover);
-        if !shared.keeper_ended.wait(shared.settings.close_timeout) {
+        if !shared.keeper_ended.wait(limit.left()) {
             shared.keeper_interrupter.interrupt();
         }
         self.join(threads.keeper, "keeper");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::entry::{Entry, EntryId};
 use crate::error::Result;
-pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settlement, move_to_dead_letters};
+pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settlement, bury};
 
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///

@@ -20,6 +20,23 @@ local id=redis.call('XADD',KEYS[2],unpack(ARGV,6))
 redis.call('XACK',KEYS[1],ARGV[1],ARGV[3])
 return id";
 
+/// The same with the content that the stream holds, which so need not travel. Says what it found where it does nothing.
+const BURY: &str = "\
+local id=ARGV[3]
+local row=redis.call('XPENDING',KEYS[1],ARGV[1],id,id,1)[1]
+if not row or row[2]~=ARGV[2] or row[4]~=tonumber(ARGV[4]) then return 'changed' end
+if row[2]~='' and row[3]<tonumber(ARGV[5]) then return 'changed' end
+local entry=redis.call('XRANGE',KEYS[1],id,id)[1]
+if not entry then return 'deleted' end
+if #entry[2]>2*tonumber(ARGV[6]) then return 'long' end
+local arguments={}
+for i=8,7+tonumber(ARGV[7]) do arguments[#arguments+1]=ARGV[i] end
+for _,part in ipairs(entry[2]) do arguments[#arguments+1]=part end
+for i=8+tonumber(ARGV[7]),#ARGV do arguments[#arguments+1]=ARGV[i] end
+redis.call('XADD',KEYS[2],unpack(arguments))
+redis.call('XACK',KEYS[1],ARGV[1],id)
+return 'moved'";
+
 /// Puts a dead letter back to its origin, then deletes it, if it is still there.
 const REQUEUE: &str = "\
 if #redis.call('XRANGE',KEYS[1],ARGV[1],ARGV[1])==0 then return false end
@@ -97,6 +114,53 @@ pub(crate) fn dead_letter(
     push_add(&mut command, output, |command| push_fields(command, fields));
     drop(command);
     optional_id(connection)
+}
+
+/// The outcome of [`bury`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buried {
+    Moved,
+    /// It is no longer as it was seen: another consumer's, delivered again, or kept fresh.
+    Changed,
+    /// The stream no longer holds it.
+    Deleted,
+    /// It has too many fields for a script; nothing was done.
+    TooLong,
+}
+
+/// Copies an entry from its stream to the dead letter stream, with these fields behind its own, and acknowledges it, if it is as
+/// it was seen and has lain idle for `min_idle`. The content stays at the server.
+pub(crate) fn bury(
+    connection: &mut Connection,
+    key: &ConsumerKey,
+    seen: &PendingEntry,
+    min_idle: Duration,
+    output: &StreamOutput,
+    origin: &[(&[u8], &[u8])],
+) -> Result<Buried> {
+    let retention = retention_arguments(output.retention);
+    let command = connection
+        .command("EVAL", 12 + retention + 1 + 2 * origin.len())
+        .arg(BURY)
+        .arg("2")
+        .arg(&*key.stream_id)
+        .arg(&*output.stream_id)
+        .arg(&*key.group)
+        .arg(&seen.owner);
+    let mut command = push_id(command, seen.id)
+        .number(seen.deliveries)
+        .number(milliseconds(min_idle))
+        .number((MAX_SCRIPT_FIELDS - origin.len()) as u64)
+        .number(retention as u64 + 1);
+    push_add(&mut command, output, |command| push_fields(command, origin));
+    drop(command);
+    connection.request()?.decode("EVAL", |reply| match reply.bytes()? {
+        b"moved" => Ok(Buried::Moved),
+        b"changed" => Ok(Buried::Changed),
+        b"deleted" => Ok(Buried::Deleted),
+        b"long" => Ok(Buried::TooLong),
+        _ => Err("something else where the outcome of a move belongs"),
+    })
 }
 
 /// Puts a dead letter's fields back to its origin and deletes it. `None`: it was not there any more, and nothing was done.

@@ -7,7 +7,7 @@ use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, milliseconds};
 use crate::entry::{self, Claimed, Entry, EntryId};
 use crate::error::{Error, Result};
-use crate::resp::{Cursor, Malformed};
+use crate::resp::{Cursor, Malformed, Token};
 
 /// Deleting a consumer deletes its pending entries too, so only one without any may go.
 const DELETE_CONSUMER_WITHOUT_PENDING: &str = "\
@@ -158,7 +158,12 @@ pub(super) fn pending_entry(reply: &mut Cursor<'_>) -> Result<PendingEntry, Malf
     let (id, owner) = (decode_id(reply)?, reply.bytes()?.into());
     // The idle time: what it has to be is checked at the server, when the entry is taken.
     reply.skip()?;
-    Ok(PendingEntry { id, owner, deliveries: integer(reply)? })
+    let deliveries = match reply.next()? {
+        // In a script, the greatest count (which `XNACK` sets) becomes the least number.
+        Token::Int(number) => u64::try_from(number).unwrap_or(i64::MAX as u64),
+        _ => return Err("something else where a number belongs"),
+    };
+    Ok(PendingEntry { id, owner, deliveries })
 }
 
 /// Whether the stream and the group exist, for a user who may not create them (`XPENDING`).

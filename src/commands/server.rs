@@ -26,7 +26,7 @@ pub(crate) fn run_id(connection: &mut Connection) -> Result<Option<Box<str>>> {
 }
 
 /// Closes another connection of this consumer at the server, whatever it waits for (`CLIENT KILL`, or else
-/// `CLIENT UNBLOCK`). `false`: the server allows this user neither.
+/// `CLIENT UNBLOCK`). `false`: the server allows this user neither, or it could not be unblocked: its read may be yet to come.
 pub(crate) fn end_client(connection: &mut Connection, consumer: &ConsumerKey, client_id: u64) -> Result<bool> {
     connection.command("CLIENT", 4).arg("KILL").arg("ID").number(client_id);
     match connection.request()?.decode("CLIENT KILL", integer) {
@@ -36,9 +36,8 @@ pub(crate) fn end_client(connection: &mut Connection, consumer: &ConsumerKey, cl
     }
     let deadline = connection.command_deadline();
     match unblock(connection, consumer, client_id, deadline) {
-        Ok(_) => Ok(true),
         Err(Error::Server { .. }) if !connection.is_broken() => Ok(false),
-        Err(error) => Err(error),
+        unblocked => unblocked,
     }
 }
 

@@ -186,32 +186,31 @@ impl ConsumerBuilder {
         let (channel, receiver) = bounded(settings.prefetch);
         let shared = Arc::new(Shared::new(pool, input, key, settings));
 
-        let reading = connect_and_prepare(&shared)?;
-        let connected_at = Instant::now();
-        let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
-        let connecting = connected_at.elapsed();
-
-        let keeper = Keeper::new(Arc::clone(&shared), keeping, connecting);
+        let prepared = connect_and_prepare(&shared)?;
+        let keeper = Keeper::new(Arc::clone(&shared), prepared.keeping, prepared.connecting);
         let keeper = start("step-redis-keeper", move || keeper.run())?;
-        let reader = Reader::new(Arc::clone(&shared), channel, reading.seen);
+        let reader = Reader::new(Arc::clone(&shared), channel, prepared.seen);
         // If this thread cannot be had, the other must not stay.
-        let reader = start("step-redis-reader", move || reader.run(reading.connection))
+        let reader = start("step-redis-reader", move || reader.run(prepared.reading))
             .inspect_err(|_| shared.end_keeper(Leftover::default()))?;
         Ok(Consumer { shared, receiver, threads: Some(Threads { reader, keeper }) })
     }
 }
 
-/// The connection that will read, and what the group had been delivered by then.
-struct Reading {
-    connection: Connection,
+/// The two connections of a consumer, and what the group had been delivered when they were made.
+struct Prepared {
+    reading: Connection,
     seen: Option<EntryId>,
+    keeping: Connection,
+    /// How long it took to make the last one.
+    connecting: Duration,
 }
 
-/// Makes the reading connection and sees to it that the group exists.
-fn connect_and_prepare(shared: &Shared) -> Result<Reading> {
+/// Makes the connections and sees to it that the group exists.
+fn connect_and_prepare(shared: &Shared) -> Result<Prepared> {
     let (limit, mut failures) = (Deadline::after(shared.settings.wait_for_server), 0);
     loop {
-        let error = match shared.connector().connect(&shared.reader.interrupter).and_then(|new| prepare(shared, new)) {
+        let error = match prepare(shared) {
             Err(error) if error.is_retryable() && !limit.left().is_zero() => error,
             prepared => return prepared,
         };
@@ -224,7 +223,8 @@ fn connect_and_prepare(shared: &Shared) -> Result<Reading> {
     }
 }
 
-fn prepare(shared: &Shared, mut connection: Connection) -> Result<Reading> {
+fn prepare(shared: &Shared) -> Result<Prepared> {
+    let mut connection = shared.connector().connect(&shared.reader.interrupter)?;
     // What is there now is not new later: if the group is lost before anything came, it must miss nothing.
     let seen = match shared.input.start {
         StartId::New => last_delivered(&mut connection, &shared.key)?,
@@ -238,7 +238,9 @@ fn prepare(shared: &Shared, mut connection: Connection) -> Result<Reading> {
         }
         created => drop(created?),
     }
-    Ok(Reading { connection, seen })
+    let started = Instant::now();
+    let keeping = shared.connector().connect(&shared.keeper_interrupter)?;
+    Ok(Prepared { reading: connection, seen, keeping, connecting: started.elapsed() })
 }
 
 fn check(input: &StreamInput, settings: &Settings) -> Result<()> {

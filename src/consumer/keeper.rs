@@ -15,20 +15,20 @@ use crate::connection::Connection;
 use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 
-/// How long the server may take to answer `CLIENT UNBLOCK`; a reader that is not unblocked by then is cut off.
-const UNBLOCK_LIMIT: Duration = Duration::from_millis(40);
+/// For how long a reader that has something to claim is woken, if it begins to wait just then.
+const WAKE_LIMIT: Duration = Duration::from_millis(40);
 /// `CLIENT UNBLOCK` can come before the reader blocks, and is lost then: it is repeated until the reader has answered.
 const UNBLOCK_AGAIN: Duration = Duration::from_micros(500);
 /// The pause between looks around is at least this many times as long as a look takes.
 const LOOK_SHARE: u32 = 9;
+/// How many entries to claim are looked for at once, at most.
+const MOST_FOUND: usize = 1024;
 /// How long the server may take to answer at least, before the connection is given up.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     connection: Option<Connection>,
-    /// How long it took to make it.
-    connecting: Duration,
     /// No attempt to connect before this.
     next_attempt: Instant,
     failures: u32,
@@ -40,6 +40,7 @@ pub(super) struct Keeper {
     lease_size: RequestSize,
     next_refresh: Option<Instant>,
     next_look: Instant,
+    look_size: RequestSize,
     /// Where the search for entries to claim goes on.
     search_from: SearchPosition,
     losses: LossWatch,
@@ -53,12 +54,13 @@ impl Keeper {
     /// `connecting` is how long it took to make the connection.
     pub(super) fn new(shared: Arc<Shared>, connection: Connection, connecting: Duration) -> Keeper {
         let now = Instant::now();
+        shared.line.set_connecting(connecting);
         let mut keeper = Keeper {
             next_lease: now,
             next_refresh: shared.input.ttl.map(|ttl| now + ttl / 3),
+            look_size: RequestSize::full(shared.settings.batch.min(MOST_FOUND)),
             shared,
             connection: None,
-            connecting,
             next_attempt: now,
             failures: 0,
             next_flush: now,
@@ -115,7 +117,7 @@ impl Keeper {
     fn do_what_is_due(&mut self) {
         if self.shared.is_reader_to_stop() {
             let shared = Arc::clone(&self.shared);
-            self.wake_reader(|| shared.reader.ended.is_set());
+            self.wake_reader(shared.patience(), || shared.reader.ended.is_set());
         }
         let now = Instant::now();
         if now < self.next_attempt {
@@ -160,9 +162,11 @@ impl Keeper {
         if now >= self.next_look {
             let began = Instant::now();
             self.next_look = began + self.shared.claim_interval();
-            self.look_around()?;
-            // On a slow line, most of it is for entries and acknowledgements.
-            self.next_look = self.next_look.max(Instant::now() + LOOK_SHARE * began.elapsed());
+            let is_done = self.look_around()?;
+            // On a slow line, most of it is for entries and acknowledgements. A long pending list is looked through in
+            // turn with all other duties.
+            let pause = if is_done { LOOK_SHARE } else { 1 } * began.elapsed();
+            self.next_look = if is_done { self.next_look } else { began }.max(Instant::now() + pause);
         }
         self.failures = 0;
         Ok(())
@@ -185,58 +189,46 @@ impl Keeper {
         }
     }
 
-    /// Looks for entries that lay idle for too long, and whether any were lost unread.
-    fn look_around(&mut self) -> Result<()> {
+    /// Looks for entries that lay idle for too long, and whether any were lost unread. `false`: there is more to look through.
+    fn look_around(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
-        loop {
-            // What was found before comes first.
-            let searches = shared.settings.claim && !shared.claimable.is_any() && !shared.stopping.is_set();
-            let wanted = if searches { shared.settings.batch } else { 0 };
-            let (idle, from) = (shared.input.claim_idle, self.search_from.clone());
-            let sight =
-                self.with_connection(|connection| commands::look_around(connection, &shared.key, idle, &from, wanted));
-            let sight = match sight {
-                Ok(sight) => sight,
-                // The stream or the group does not exist, or scripts are forbidden. The connection is fine.
-                Err(error) if self.connection.is_some() => {
-                    if error.is_group_missing() {
-                        log::trace!("no sight of stream {}: {}", shared.key.stream_id, with_causes(&error));
-                        return Ok(());
-                    }
-                    return self.accepted_by_server(Err(error)).map(drop);
-                }
-                Err(error) => return Err(error),
-            };
-            if let Some(progress) = &sight.progress {
-                let missed = self.losses.look(progress);
-                self.note_losses(missed);
+        // What was found before comes first.
+        let searches = shared.settings.claim && !shared.claimable.is_any() && !shared.stopping.is_set();
+        let wanted = if searches { self.look_size.now() } else { 0 };
+        let (idle, from, sent) = (shared.input.claim_idle, self.search_from.clone(), Instant::now());
+        let sight =
+            self.with_connection(|connection| commands::look_around(connection, &shared.key, idle, &from, wanted));
+        let sight = match sight {
+            Ok(sight) => sight,
+            // There is no stream, or no group. The reader notices, and sees to it.
+            Err(error) if self.connection.is_some() && error.is_group_missing() => {
+                log::trace!("no sight of stream {}: {}", shared.key.stream_id, with_causes(&error));
+                return Ok(true);
             }
-            if wanted == 0 {
-                return self.tell_reader();
+            Err(error) if self.connection.is_some() => return self.accepted_by_server(Err(error)).map(|_| true),
+            Err(error) => {
+                self.look_size.note_failure(&error);
+                return Err(error);
             }
+        };
+        if let Some(progress) = &sight.progress {
+            let missed = self.losses.look(progress);
+            self.note_losses(missed);
+        }
+        if wanted > 0 {
+            self.look_size.answered(sight.idle.len(), 0, sent.elapsed(), self.patience());
             self.search_from = sight.next;
             if !sight.idle.is_empty() {
                 shared.claimable.put(sight.idle);
-                return self.tell_reader();
-            }
-            if self.search_from.is_at_start() {
-                return Ok(());
             }
         }
-    }
-
-    /// The reader may be waiting for new entries, and for longer than what can be claimed should wait.
-    fn tell_reader(&mut self) -> Result<()> {
-        if self.shared.claimable.is_any() {
-            let shared = Arc::clone(&self.shared);
+        if shared.claimable.is_any() {
+            // The reader may be waiting for new entries, and for longer than what can be claimed should wait.
             shared.stopping.nudge();
-            self.wake_reader(|| !shared.claimable.is_any());
-            if self.connection.is_none() {
-                // It is looked for again on the next one.
-                self.next_look = Instant::now();
-            }
+            self.wake_reader(WAKE_LIMIT, || !shared.claimable.is_any());
+            return Ok(true);
         }
-        Ok(())
+        Ok(wanted == 0 || self.search_from.is_at_start())
     }
 
     /// An operator whose length limit is too small should learn of it.
@@ -270,6 +262,10 @@ impl Keeper {
                 break;
             }
             waiting = waiting.saturating_sub(acks.len());
+            if let Err(error) = self.ensure_connected() {
+                shared.acks.put_back(acks);
+                return Err(error);
+            }
             // While this is under way, no id is delivered as another entry's.
             let _turn = shared.acks_under_way();
             let done = shared.in_flight.retain_pending(&mut acks);
@@ -286,9 +282,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     shared.acks.put_back(acks);
-                    if error.is_timeout() {
-                        self.ack_size.failed();
-                    }
+                    self.ack_size.note_failure(&error);
                     return Err(error);
                 }
             }
@@ -298,26 +292,27 @@ impl Keeper {
 
     fn renew_leases(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let (age, at_once, sent) = (self.lease_age(), self.lease_size.now(), Instant::now());
-        let renewed = leases::renew(&shared, age, at_once, |ids| {
+        // Whoever gives entries back waits for a renewal, and should not wait for a connection.
+        self.ensure_connected()?;
+        let (age, limit, mut size) = (self.lease_age(), self.patience(), self.lease_size);
+        let renewed = leases::renew(&shared, age, &mut size, limit, |ids| {
             self.with_connection(|connection| commands::keep(connection, &shared.key, ids))
         });
-        match &renewed {
-            Ok(()) => self.lease_size.answered(at_once, 0, sent.elapsed(), self.patience()),
-            Err(error) if error.is_timeout() => self.lease_size.failed(),
-            Err(_) => {}
-        }
-        renewed?;
-        leases::look_after_parked(&shared, shared.input.claim_idle.saturating_mul(2), |ids| {
-            self.with_connection(|connection| commands::look_after(connection, &shared.key, ids))
-        })
+        let looked_after = renewed.and_then(|()| {
+            let age = shared.input.claim_idle.saturating_mul(2);
+            leases::look_after_parked(&shared, age, &mut size, limit, |ids| {
+                self.with_connection(|connection| commands::look_after(connection, &shared.key, ids))
+            })
+        });
+        self.lease_size = size;
+        looked_after
     }
 
     /// Leases older than this are renewed: a third of `claim_idle`, or less where making a new connection takes a
     /// noticeable part of it.
     fn lease_age(&self) -> Duration {
         let claim_idle = self.shared.input.claim_idle;
-        (claim_idle.saturating_sub(2 * self.connecting) / 3).max(claim_idle / 20)
+        (claim_idle.saturating_sub(2 * self.connecting()) / 3).max(claim_idle / 20)
     }
 
     /// They are looked at twice as often, so that none grows much older than that.
@@ -325,20 +320,28 @@ impl Keeper {
         (self.lease_age() / 2).max(Duration::from_millis(1))
     }
 
+    /// How long it last took to make a connection.
+    fn connecting(&self) -> Duration {
+        self.shared.line.connecting()
+    }
+
     /// How long the keeper waits for an answer: a connection that hangs must be given up while the leases still hold, and a
     /// line that is slow must not be taken for one.
     fn patience(&self) -> Duration {
-        (self.shared.input.claim_idle / 6).max(SHORTEST_PATIENCE).max(self.connecting)
+        (self.shared.input.claim_idle / 6).max(SHORTEST_PATIENCE).max(self.connecting())
     }
 
-    /// Wakes the reader from a blocked read, until it has answered or does not wait for the server any more.
-    fn wake_reader(&mut self, has_answered: impl Fn() -> bool) {
+    /// Wakes the reader from a blocked read, until it has answered or does not wait for the server any more, at most for
+    /// `limit`.
+    fn wake_reader(&mut self, limit: Duration, has_answered: impl Fn() -> bool) {
         let shared = Arc::clone(&self.shared);
-        let limit = Deadline::after(UNBLOCK_LIMIT);
+        let limit = Deadline::after(limit);
         while !limit.left().is_zero() && !has_answered() {
             let Some(client) = shared.reader.blocked_client() else { return };
             let Some(connection) = &mut self.connection else { return };
-            let unblocked = commands::unblock(connection, &shared.key, client, limit);
+            // A reader that is to stop is cut off if this takes too long. Otherwise there is time.
+            let deadline = if shared.stopping.is_set() { limit } else { connection.command_deadline() };
+            let unblocked = commands::unblock(connection, &shared.key, client, deadline);
             if connection.is_broken() {
                 self.connection = None;
             }
@@ -370,10 +373,17 @@ impl Keeper {
         result
     }
 
+    fn ensure_connected(&mut self) -> Result<()> {
+        if self.connection.is_none() {
+            self.connection = Some(self.connect()?);
+        }
+        Ok(())
+    }
+
     fn connect(&mut self) -> Result<Connection> {
         let started = Instant::now();
         let mut connection = self.shared.connector().connect(&self.shared.keeper_interrupter)?;
-        self.connecting = started.elapsed();
+        self.shared.line.set_connecting(started.elapsed());
         self.prepare(&mut connection);
         Ok(connection)
     }
@@ -382,12 +392,12 @@ impl Keeper {
     fn prepare(&mut self, connection: &mut Connection) {
         connection.limit_socket_timeout(self.patience());
         let claim_idle = self.shared.input.claim_idle;
-        if claim_idle < 2 * self.connecting && !std::mem::replace(&mut self.warned_too_slow, true) {
+        if claim_idle < 2 * self.connecting() && !std::mem::replace(&mut self.warned_too_slow, true) {
             log::warn!(
                 "`claim_idle` of {claim_idle:?} is too short for this line: connecting took {:?}, and entries that are \
                  held meanwhile may be taken over; set at least {:?} for all consumers of group {}",
-                self.connecting,
-                4 * self.connecting,
+                self.connecting(),
+                4 * self.connecting(),
                 self.shared.key.group,
             );
         }
@@ -414,15 +424,22 @@ impl Keeper {
                 return;
             }
         }
-        if let Err(error) = self.tidy_up(not_handed_out) {
+        // To give something back twice does no harm: its count has changed the first time.
+        while let Err(error) = self.tidy_up(not_handed_out) {
             log::debug!("consumer {} did not end tidily: {}", self.shared.key.consumer, with_causes(&error));
+            self.lease_size.note_failure(&error);
+            let pause = self.shared.settings.backoff.wait(self.failures);
+            self.failures = self.failures.saturating_add(1);
+            if !error.is_retryable() || pause >= limit.left() || self.shared.keeper_interrupter.wait(pause) {
+                return;
+            }
         }
     }
 
     /// What nobody has asked for goes back as it came: for anyone to take, and without the hand-out that was marked.
     fn tidy_up(&mut self, not_handed_out: &Leftover) -> Result<()> {
         let (key, claim_idle) = (self.shared.key.clone(), self.shared.input.claim_idle);
-        for receipts in not_handed_out.not_enqueued.chunks(MOST_LEASES) {
+        for receipts in not_handed_out.not_enqueued.chunks(self.lease_size.now()) {
             let given_back: Vec<_> = receipts
                 .iter()
                 .filter(|receipt| self.shared.in_flight.is_current(receipt))

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::request_size::RequestSize;
 use super::shared::Shared;
 use crate::commands::NotOurs;
 use crate::entry::EntryId;
@@ -10,16 +11,16 @@ use crate::error::Result;
 /// How many entries one script looks after.
 pub(super) const MOST_LEASES: usize = 256;
 
-/// Tells the server that the entries held here are alive, those whose lease is older than `age`, `at_once` of them with one
-/// command. One that was taken over is not taken back.
+/// Tells the server that the entries held here are alive, those whose lease is older than `age`, as many with one command as
+/// `size` says. One that was taken over is not taken back. `limit` is the time that each command has.
 pub(super) fn renew(
     shared: &Shared,
     age: Duration,
-    at_once: usize,
+    size: &mut RequestSize,
+    limit: Duration,
     mut keep: impl FnMut(&[EntryId]) -> Result<NotOurs>,
 ) -> Result<()> {
-    let due = shared.in_flight.due(age);
-    for ids in due.chunks(at_once.clamp(1, MOST_LEASES)) {
+    in_pieces(&shared.in_flight.due(age), size, limit, |ids| {
         shared.take_lease_turn(|| {
             // What was given back meanwhile is left alone.
             let ids = shared.in_flight.held_among(ids);
@@ -31,21 +32,39 @@ pub(super) fn renew(
             shared.in_flight.renewed(&ids, sent);
             note_not_ours(shared, &not_ours);
             Ok(())
-        })?;
-    }
-    Ok(())
+        })
+    })
 }
 
 /// Asks about entries that were given back `age` ago and have not come again: what others have is not remembered for ever.
 pub(super) fn look_after_parked(
     shared: &Shared,
     age: Duration,
+    size: &mut RequestSize,
+    limit: Duration,
     mut look: impl FnMut(&[EntryId]) -> Result<NotOurs>,
 ) -> Result<()> {
-    for ids in shared.in_flight.parked_for(age).chunks(MOST_LEASES) {
+    in_pieces(&shared.in_flight.parked_for(age), size, limit, |ids| {
         let not_ours = look(ids)?;
         shared.in_flight.renewed(ids, Instant::now());
         note_not_ours(shared, &not_ours);
+        Ok(())
+    })
+}
+
+fn in_pieces(
+    ids: &[EntryId],
+    size: &mut RequestSize,
+    limit: Duration,
+    mut ask: impl FnMut(&[EntryId]) -> Result<()>,
+) -> Result<()> {
+    let mut rest = ids;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(size.now().min(rest.len()));
+        let sent = Instant::now();
+        ask(now).inspect_err(|error| size.note_failure(error))?;
+        size.answered(now.len(), 0, sent.elapsed(), limit);
+        rest = later;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::acks::MOST_ACKS;
+use super::leases::MOST_LEASES;
 use super::options::OnGroupLoss;
 use super::request_size::RequestSize;
 use super::shared::Shared;
@@ -45,6 +46,7 @@ pub(super) struct Reader {
     last_seen: Option<EntryId>,
     /// How many entries the next request asks for.
     size: RequestSize,
+    lease_size: RequestSize,
     /// How many the last one asked for, and when.
     asked: usize,
     asked_at: Instant,
@@ -98,6 +100,7 @@ impl Reader {
         Reader {
             settler: Arc::clone(&shared) as Arc<dyn Settle>,
             size: RequestSize::new(shared.settings.batch, shared.connector().params().max_reply),
+            lease_size: RequestSize::full(MOST_LEASES),
             shared,
             queue: Queue::new(channel),
             last_seen,
@@ -149,9 +152,7 @@ impl Reader {
                 Err(_) if self.shared.stopping.is_set() => return Ok(Stopped),
                 Err(error) if !error.is_retryable() => return Err(error),
                 Err(error) => {
-                    if error.is_timeout() || matches!(error, Error::ReplyTooLarge { .. }) {
-                        self.size.failed();
-                    }
+                    self.size.note_failure(&error);
                     self.pause_after(&error);
                 }
             }
@@ -224,7 +225,8 @@ impl Reader {
         self.connected = Some(Connected { run_id, client_id: connection.id(), read_ends: Instant::now() });
         self.own_pending.begin_again();
         let shared = Arc::clone(&self.shared);
-        super::leases::renew(&shared, shared.input.claim_idle / 6, self.size.now(), |ids| {
+        let limit = shared.connector().params().socket_timeout;
+        super::leases::renew(&shared, shared.input.claim_idle / 6, &mut self.lease_size, limit, |ids| {
             connection.ask(|server| commands::keep(server, &shared.key, ids))
         })
     }

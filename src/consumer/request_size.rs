@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
+
 /// What the first request asks for at most: nothing is known about the entries' sizes yet.
 const FIRST: usize = 16;
 /// How much a request may grow over the one before it.
@@ -70,9 +72,11 @@ impl RequestSize {
         }
     }
 
-    /// The reply did not come in time, or was too long.
-    pub(super) fn failed(&mut self) {
-        self.now = 1;
+    /// The reply did not come in time, or was too long. Other failures, as one to connect, have nothing to do with sizes.
+    pub(super) fn note_failure(&mut self, error: &Error) {
+        if matches!(error, Error::Timeout { .. } | Error::ReplyTooLarge { .. }) {
+            self.now = 1;
+        }
     }
 }
 
@@ -80,12 +84,16 @@ impl RequestSize {
 mod tests {
     use super::*;
 
+    fn late() -> Error {
+        Error::Timeout { address: "server".into(), limit: LIMIT, outcome_unknown: true }
+    }
+
     const LIMIT: Duration = Duration::from_secs(30);
 
     #[test]
     fn a_failure_leads_to_a_single_entry_and_success_back_to_the_most() {
         let mut size = RequestSize::full(128);
-        size.failed();
+        size.note_failure(&late());
         assert!(size.is_smallest());
         let mut asked = Vec::new();
         for _ in 0..5 {
@@ -98,7 +106,7 @@ mod tests {
     #[test]
     fn replies_that_are_slow_or_not_full_are_no_reason_to_ask_for_more() {
         let mut size = RequestSize::full(128);
-        size.failed();
+        size.note_failure(&late());
         size.answered(1, 100, LIMIT / 4, LIMIT);
         assert_eq!(size.now(), 1);
         size.answered(1, 100, LIMIT / 10, LIMIT);
@@ -124,7 +132,7 @@ mod tests {
     #[test]
     fn no_reply_is_asked_for_that_would_probably_be_too_long() {
         let mut size = RequestSize::new(128, 4 << 20);
-        size.failed();
+        size.note_failure(&late());
         for _ in 0..5 {
             size.answered(size.now(), size.now() << 20, Duration::ZERO, LIMIT);
             assert!(size.now() <= 2, "{}", size.now());

@@ -19,8 +19,8 @@ use crate::net::Interrupter;
 use crate::pool::StepPool;
 use crate::signal::{Signal, lock};
 
-/// A reader that is told to stop and is still waiting for the server after this time is cut off.
-const PATIENCE: Duration = Duration::from_millis(40);
+/// A reader that is told to stop and is still waiting for the server after this time is cut off, if the line is fast.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(40);
 /// How often to look for entries to claim at most, and at least: what is given back is found within a second.
 const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(900);
 /// Nothing is waited for that long; it is waited for again.
@@ -57,6 +57,7 @@ pub(super) struct Shared {
     pub(super) takers: Takers,
     pub(super) counters: Counters,
     pub(super) reader: ReaderControl,
+    pub(super) line: Line,
     /// The loop is to end.
     pub(super) stopping: Signal,
     /// What close leaves to the keeper, which ends then: entries that nobody has asked for. They are offered to the other
@@ -67,6 +68,7 @@ pub(super) struct Shared {
     pub(super) keeper_ended: Signal,
     pub(super) keeper_interrupter: Interrupter,
     stopper: Mutex<Option<JoinHandle<()>>>,
+    closing_since: OnceLock<Instant>,
     /// Renewing a lease and giving an entry back take turns: otherwise a renewal that is under way could undo the giving
     /// back.
     lease_turn: Mutex<()>,
@@ -94,11 +96,13 @@ impl Shared {
             failure: Mutex::default(),
             counters: Counters::default(),
             reader: ReaderControl::new(),
+            line: Line::default(),
             stopping: Signal::new(),
             not_handed_out: OnceLock::new(),
             keeper_ended: Signal::new(),
             keeper_interrupter: Interrupter::new(),
             stopper: Mutex::default(),
+            closing_since: OnceLock::new(),
             lease_turn: Mutex::default(),
             ack_turn: RwLock::default(),
         }
@@ -177,11 +181,38 @@ impl Shared {
         let reader = &self.reader;
         while !reader.ended.is_set() {
             // A reader that hands over what it has read may take its time. It tells when it waits for the server.
-            reader.ended.wait_or(LONG, || reader.is_waiting());
-            if !reader.ended.wait(PATIENCE) && reader.waits_for_longer_than(PATIENCE) {
+            reader.ended.wait_or(LONG, || reader.is_waiting() || self.is_closing());
+            let patience = self.patience();
+            if reader.ended.wait(patience) {
+                return;
+            }
+            if reader.waits_for_longer_than(patience) {
                 reader.interrupter.interrupt();
+            } else if self.has_been_closing_for(self.settings.close_timeout / 2) {
+                // It waits for its turn, which the keeper has, who waits for the server.
+                self.keeper_interrupter.interrupt();
             }
         }
+    }
+
+    /// How long a reader that is to stop is waited for: as long as a line takes that is known to be slow, so that what is on
+    /// its way can arrive.
+    pub(super) fn patience(&self) -> Duration {
+        (2 * self.line.connecting()).min(self.settings.close_timeout / 2).max(SHORTEST_PATIENCE)
+    }
+
+    /// The consumer is being closed, and nobody takes deliveries any more.
+    pub(super) fn begin_closing(&self) {
+        self.closing_since.get_or_init(Instant::now);
+        self.reader.ended.nudge();
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing_since.get().is_some()
+    }
+
+    fn has_been_closing_for(&self, limit: Duration) -> bool {
+        self.closing_since.get().is_some_and(|since| since.elapsed() >= limit)
     }
 
     /// Ends the keeper, once the reader has ended.
@@ -350,6 +381,23 @@ impl<'a> WaitingTaker<'a> {
 impl Drop for WaitingTaker<'_> {
     fn drop(&mut self) {
         self.0.takers.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What is known about the line to the server.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    /// How long it last took to make a connection, in microseconds: a few round trips.
+    connecting: AtomicU64,
+}
+
+impl Line {
+    pub(super) fn connecting(&self) -> Duration {
+        Duration::from_micros(self.connecting.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_connecting(&self, took: Duration) {
+        self.connecting.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 

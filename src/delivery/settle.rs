@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::commands::{self, GivenBack, PendingEntry};
+use crate::commands::{self, Buried, GivenBack, PendingEntry};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
 use crate::entry::{Entry, EntryId};
@@ -127,8 +127,50 @@ pub(crate) fn move_to_dead_letters(
     output: &StreamOutput,
     reason: &str,
 ) -> Result<bool> {
+    with_origin(key, seen, reason, |origin| {
+        let mut fields: Vec<(&[u8], &[u8])> = entry.fields().collect();
+        fields.extend(origin);
+        let moved = commands::dead_letter(connection, key, seen, min_idle, output, &fields)?;
+        if moved.is_some() {
+            refresh_dead_letters(connection, output);
+        }
+        Ok(moved.is_some())
+    })
+}
+
+/// The same for an entry whose content is not here: the server copies what the stream holds.
+pub(crate) fn bury(
+    connection: &mut Connection,
+    key: &ConsumerKey,
+    seen: &PendingEntry,
+    min_idle: Duration,
+    output: &StreamOutput,
+    reason: &str,
+) -> Result<Buried> {
+    let buried =
+        with_origin(key, seen, reason, |origin| commands::bury(connection, key, seen, min_idle, output, origin))?;
+    match buried {
+        Buried::Moved => refresh_dead_letters(connection, output),
+        Buried::TooLong => {
+            let content = commands::contents(connection, &key.stream_id, &[seen.id])?.pop().flatten();
+            let Some(entry) = content else { return Ok(Buried::Deleted) };
+            let moved = move_to_dead_letters(connection, key, seen, min_idle, &entry, output, reason)?;
+            return Ok(if moved { Buried::Moved } else { Buried::Changed });
+        }
+        Buried::Changed | Buried::Deleted => {}
+    }
+    Ok(buried)
+}
+
+/// The fields that follow an entry's own in the dead letter stream.
+fn with_origin<T>(
+    key: &ConsumerKey,
+    seen: &PendingEntry,
+    reason: &str,
+    write: impl FnOnce(&[(&[u8], &[u8])]) -> T,
+) -> T {
     let (id, deliveries) = (seen.id.to_string(), seen.deliveries.to_string());
-    let origin = [
+    let values = [
         key.stream_id.as_bytes(),
         key.group.as_bytes(),
         &seen.owner,
@@ -136,14 +178,14 @@ pub(crate) fn move_to_dead_letters(
         deliveries.as_bytes(),
         reason.as_bytes(),
     ];
-    let mut fields: Vec<(&[u8], &[u8])> = entry.fields().collect();
-    fields.extend(DEAD_LETTER_FIELDS.iter().zip(origin).map(|(name, value)| (name.as_bytes(), value)));
-    let moved = commands::dead_letter(connection, key, seen, min_idle, output, &fields)?;
-    if let (Some(_), Some(ttl)) = (moved, output.ttl) {
-        let refreshed = commands::refresh(connection, &output.stream_id, ttl);
-        if let Err(error) = refreshed {
-            log::warn!("the expiry of stream {} was not refreshed: {error}", output.stream_id);
-        }
+    let fields: Vec<_> = DEAD_LETTER_FIELDS.iter().zip(values).map(|(name, value)| (name.as_bytes(), value)).collect();
+    write(&fields)
+}
+
+fn refresh_dead_letters(connection: &mut Connection, output: &StreamOutput) {
+    if let Some(ttl) = output.ttl
+        && let Err(error) = commands::refresh(connection, &output.stream_id, ttl)
+    {
+        log::warn!("the expiry of stream {} was not refreshed: {error}", output.stream_id);
     }
-    Ok(moved.is_some())
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Connected, LOOK_AGAIN, Reader, WatchedConnection};
-use crate::commands::{self, Candidate, GivenBack, PendingEntry};
+use crate::commands::{self, Buried, Candidate, GivenBack, PendingEntry};
 use crate::connection::Connection;
 use crate::consumer::in_flight::Phase;
 use crate::consumer::shared::Shared;
-use crate::delivery::{Receipt, move_to_dead_letters};
+use crate::delivery::{Receipt, bury};
 use crate::endpoint::ConsumerKey;
-use crate::entry::{Entry, EntryId};
+use crate::entry::EntryId;
 use crate::error::{Error, Result, with_causes};
 
 /// How many pending entries are looked at with one command when a consumer ends.
@@ -328,50 +328,36 @@ impl Reader {
         shared.wait_for_handlers(LOOK_AGAIN, is_sure)
     }
 
-    /// Moves entries to the dead letter stream that were handed out as often as they may be. They stay where they are until
-    /// the copy is made.
+    /// Moves entries to the dead letter stream that were handed out as often as they may be. The server copies them, and they
+    /// stay where they are until the copy is made.
     fn bury(&mut self, connection: &mut WatchedConnection, exhausted: Vec<Candidate>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let Some(output) = shared.dead_letters() else { return Ok(()) };
-        let mut rest = exhausted.into_iter();
-        loop {
-            let now: Vec<Candidate> = rest.by_ref().take(self.size.within(shared.settings.prefetch_bytes)).collect();
-            if now.is_empty() || shared.stopping.is_set() {
-                return Ok(());
+        let mut deleted = Vec::new();
+        for candidate in exhausted {
+            if shared.stopping.is_set() {
+                break;
             }
-            let ids: Vec<EntryId> = now.iter().map(Candidate::id).collect();
-            (self.asked, self.asked_at) = (ids.len(), Instant::now());
-            let contents = connection.ask(|server| commands::contents(server, &shared.key.stream_id, &ids));
-            let contents = contents.map_err(|error| self.name_entry(error, &now))?;
-            self.note_answer(contents.iter().flatten());
-            let mut deleted = Vec::new();
-            for (candidate, content) in now.into_iter().zip(contents) {
-                let Some(entry) = content else {
-                    deleted.push(candidate.id());
-                    continue;
-                };
-                let Candidate { pending, min_idle, .. } = &candidate;
-                let reason = format!("delivered {} times", pending.deliveries);
-                let moved = connection.ask(|server| {
-                    move_to_dead_letters(server, &shared.key, pending, *min_idle, &entry, output, &reason)
-                });
-                match moved {
-                    Ok(true) => self.note_dead_letter(&entry, &reason),
-                    // Somebody else has it by now.
-                    Ok(false) => {}
-                    Err(error) if error.is_retryable() && !connection.is_broken() => self.postpone(&candidate, &error),
-                    Err(error) => return Err(error),
-                }
+            let Candidate { pending, min_idle, .. } = &candidate;
+            let reason = format!("delivered {} times", pending.deliveries);
+            let buried = connection.ask(|server| bury(server, &shared.key, pending, *min_idle, output, &reason));
+            match buried.map_err(|error| self.name_entry(error, std::slice::from_ref(&candidate))) {
+                Ok(Buried::Moved) => self.note_dead_letter(candidate.id(), &reason),
+                Ok(Buried::Deleted) => deleted.push(candidate.id()),
+                // Somebody else has it by now. What was too long for a script has been moved otherwise.
+                Ok(Buried::Changed | Buried::TooLong) => {}
+                Err(error) if error.is_retryable() && !connection.is_broken() => self.postpone(&candidate, &error),
+                Err(error) => return Err(error),
             }
-            self.acknowledge_deleted(connection, &deleted)?;
         }
+        self.acknowledge_deleted(connection, &deleted)
     }
 
-    fn note_dead_letter(&mut self, entry: &Entry, reason: &str) {
+    fn note_dead_letter(&mut self, id: EntryId, reason: &str) {
         self.warned_dead_letters = false;
-        self.shared.in_flight.forget(&[entry.id()]);
+        self.shared.in_flight.forget(&[id]);
         self.shared.counters.dead_lettered.add(1);
-        log::warn!("entry {} of stream {} is a dead letter: {reason}", entry.id(), self.shared.key.stream_id);
+        log::warn!("entry {id} of stream {} is a dead letter: {reason}", self.shared.key.stream_id);
     }
 
     /// The server has no room for dead letters now: later, and not with every reconnect.
