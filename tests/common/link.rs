@@ -19,6 +19,8 @@ const QUEUE_LIMIT: usize = 4 * 1024 * 1024;
 pub(super) enum End {
     Close,
     Reset,
+    /// Only the client's side: the server knows nothing of it.
+    Client,
 }
 
 /// A client's connection and its continuation to the server. The sockets close when the last handle of the link goes.
@@ -79,13 +81,14 @@ impl Link {
     /// Ends the link. Its threads see it at once, or within 20 ms if one of them is blocked in a write.
     pub(super) fn end(&self, end: End) {
         let mut state = lock(&self.state);
-        if state.end.is_some() {
+        if !matches!(state.end, None | Some(End::Client)) {
             return;
         }
         state.end = Some(end);
-        for socket in &self.sockets {
+        let sockets = if end == End::Client { &self.sockets[..1] } else { &self.sockets };
+        for socket in sockets {
             match end {
-                End::Close => socket.shutdown(Shutdown::Both),
+                End::Close | End::Client => socket.shutdown(Shutdown::Both),
                 End::Reset => {
                     socket.reset_on_close();
                     // Wakes the reader and tells the other side nothing, so that the reset is the first it hears.
@@ -126,6 +129,12 @@ impl Link {
             self.changed.notify_all();
             while state.lanes[lane].queued > QUEUE_LIMIT && state.end.is_none() {
                 state = self.wait(state, None);
+            }
+            if state.end == Some(End::Client) && lane == 1 && !state.lanes[lane].source_ended {
+                // The server goes on, and nobody listens.
+                state.lanes[lane].pieces.clear();
+                state.lanes[lane].queued = 0;
+                continue;
             }
             if state.lanes[lane].source_ended || state.end.is_some() {
                 return;

@@ -169,6 +169,14 @@ impl Proxy {
         self.end_all(End::Reset);
     }
 
+    /// Closes the clients' sides of all connections. The server's sides stay open, and what the server sends is lost, as
+    /// when a firewall in between has forgotten them.
+    pub fn abandon(&self) {
+        for link in lock(&self.shared.links).iter() {
+            link.end(End::Client);
+        }
+    }
+
     /// Ends all faults.
     pub fn heal(&self) {
         self.change(Direction::Both, |faults| *faults = Faults::default());
