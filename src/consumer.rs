@@ -12,18 +12,20 @@ mod options;
 mod reader;
 mod request_size;
 mod shared;
+mod takers;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, with_causes};
 use crate::net::Deadline;
 use reader::Leftover;
-use shared::{Shared, WaitingTaker};
+use shared::Shared;
+use takers::WaitingTaker;
 
 pub use builder::ConsumerBuilder;
 pub use iter::{IntoIter, Iter, TimeoutIter, TryIter};
@@ -150,28 +152,34 @@ impl Consumer {
     }
 
     fn next(&self) -> Option<Result<Delivery>> {
-        self.take(|receiver| receiver.recv().ok())
+        self.take(None)
     }
 
     fn next_within(&self, limit: Duration) -> Option<Result<Delivery>> {
-        let until = Instant::now().checked_add(limit);
-        self.take(|receiver| match until {
-            Some(until) => receiver.recv_deadline(until).map_err(|_: RecvTimeoutError| ()).ok(),
-            None => receiver.recv().ok(),
-        })
+        self.take(Instant::now().checked_add(limit))
     }
 
-    /// Takes the next delivery that is still one; waits for it as `wait` does if none is there.
-    fn take(&self, wait: impl Fn(&Receiver<Result<Delivery>>) -> Option<Result<Delivery>>) -> Option<Result<Delivery>> {
+    /// Takes the next delivery that is still one; waits for it if none is there.
+    fn take(&self, until: Option<Instant>) -> Option<Result<Delivery>> {
         loop {
             let item = match self.receiver.try_recv() {
                 Ok(item) => item,
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => {
                     let _waiting = WaitingTaker::new(&self.shared);
-                    wait(&self.receiver)?
+                    let came = match until {
+                        Some(until) => self.receiver.recv_deadline(until).ok(),
+                        None => self.receiver.recv().ok(),
+                    };
+                    let Some(item) = came else {
+                        self.shared.note_came_by();
+                        return None;
+                    };
+                    item
                 }
             };
+            self.shared.note_taken();
+            self.shared.wait_for_last_acks(until);
             if let Some(item) = self.hand_out(item) {
                 return Some(item);
             }
@@ -180,7 +188,14 @@ impl Consumer {
 
     fn try_next(&self) -> Option<Result<Delivery>> {
         loop {
-            let item = self.receiver.try_recv().ok()?;
+            if self.shared.awaits_last_acks() {
+                return None;
+            }
+            let Ok(item) = self.receiver.try_recv() else {
+                self.shared.note_came_by();
+                return None;
+            };
+            self.shared.note_taken();
             if let Some(item) = self.hand_out(item) {
                 return Some(item);
             }
@@ -189,7 +204,6 @@ impl Consumer {
 
     /// From here on the drop policy is in force. `None`: another consumer has taken the entry over while it was queued.
     fn hand_out(&self, item: Result<Delivery>) -> Option<Result<Delivery>> {
-        self.shared.note_handler();
         match item {
             Ok(delivery) if self.shared.in_flight.is_void(&delivery.receipt()) => None,
             item => Some(item.map(|delivery| delivery.on_drop(self.shared.settings.on_drop))),

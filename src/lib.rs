@@ -91,7 +91,9 @@
 //! from the server for longer than [`claim_idle`](StreamInput::claim_idle), costs the entries it had queued one count each,
 //! at most `prefetch + 2 * batch` of them, although no handler had them; they may become dead letters a hand-out earlier, but
 //! never without the last one: an entry that has only one hand-out left is taken from the server when the queue is empty and
-//! a handler waits for it in an iterator, or no other such entry is in a handler. With `max_deliveries(1)` that is every entry.
+//! a handler waits for it in an iterator; or, where handlers take from [`Consumer::receiver`], which nobody sees, when no other
+//! such entry is in a handler. With `max_deliveries(1)` that is every entry. Once such an entry is acknowledged, iterators
+//! hand out nothing until the server has confirmed that, for a second at most.
 //!
 //! An entry that was taken over by another consumer while it was queued here is not handed out. The guard of a delivery that
 //! is no longer this consumer's settles nothing, and neither does that of an entry whose stream was deleted and made again,

@@ -115,7 +115,7 @@ impl ConsumerBuilder {
     /// [`dead_letter`](ConsumerBuilder::dead_letter). Defaults to no limit.
     ///
     /// An entry that has only one hand-out left is not read ahead: it is taken when a handler is there for it. With a limit
-    /// of 1 that is every entry, and each costs a round trip of its own.
+    /// of 1 that is every entry, and each costs a round trip of its own, or two.
     pub fn max_deliveries(mut self, deliveries: u64) -> ConsumerBuilder {
         self.settings.max_deliveries = Some(deliveries);
         self

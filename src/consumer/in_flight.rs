@@ -17,6 +17,8 @@ pub(super) struct InFlight {
     state: Mutex<State>,
     /// Some delivery was void before its guard was settled: whoever hands out has to look.
     any_void: AtomicBool,
+    /// Some delivery that was the last one permitted is acknowledged, and the server may not know yet.
+    any_acked: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -24,8 +26,16 @@ struct State {
     entries: HashMap<EntryId, Holding, foldhash::fast::RandomState>,
     /// The last generation that was given out.
     generation: u64,
-    /// Deliveries that are the last ones permitted, and whose handlers are not done yet.
-    last_chances: Vec<(EntryId, u64)>,
+    /// Deliveries that are the last ones permitted, and are not settled yet.
+    last_chances: Vec<LastChance>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LastChance {
+    id: EntryId,
+    generation: u64,
+    /// When its handler was done, which the server has not confirmed.
+    acked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,14 +81,14 @@ impl InFlight {
             match state.entries.entry(entry.id()) {
                 Slot::Vacant(slot) => drop(slot.insert(holding)),
                 Slot::Occupied(mut slot) => {
-                    if slot.insert(holding).phase != Phase::Parked {
+                    if slot.insert(holding).phase.is_here() {
                         replaced.push(entry.id());
                     }
                 }
             }
         }
         if !replaced.is_empty() {
-            state.last_chances.retain(|(id, _)| !replaced.contains(id));
+            state.last_chances.retain(|chance| !replaced.contains(&chance.id));
             self.any_void.store(true, Ordering::Release);
         }
         Admission { generation, replaced }
@@ -107,7 +117,7 @@ impl InFlight {
     /// Of acknowledgements on their way to the server, keeps those that it still has to be told. Those of deliveries that
     /// are void are dropped; those of entries that are no longer pending are returned, as done.
     pub(super) fn retain_pending(&self, acks: &mut Vec<Receipt>) -> Vec<Receipt> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         let mut done = Vec::new();
         acks.retain(|receipt| match state.entries.get(&receipt.id) {
             Some(holding) if holding.generation == receipt.generation => {
@@ -116,7 +126,10 @@ impl InFlight {
                 }
                 holding.phase == Phase::Held
             }
-            _ => false,
+            _ => {
+                state.finish_last_chance(receipt);
+                false
+            }
         });
         done
     }
@@ -181,7 +194,7 @@ impl InFlight {
         for id in ids {
             let was_held = state.entries.remove(id).is_some_and(|holding| holding.phase == Phase::Held);
             held += usize::from(was_held);
-            state.last_chances.retain(|(last, _)| last != id);
+            state.last_chances.retain(|chance| chance.id != *id);
         }
         if held > 0 {
             self.any_void.store(true, Ordering::Release);
@@ -194,7 +207,7 @@ impl InFlight {
         let mut state = lock(&self.state);
         for id in ids {
             match state.entries.get_mut(id) {
-                Some(holding) if holding.phase == Phase::Parked => drop(state.entries.remove(id)),
+                Some(holding) if !holding.phase.is_here() => drop(state.entries.remove(id)),
                 Some(holding) => holding.phase = Phase::Settled,
                 None => {}
             }
@@ -205,34 +218,34 @@ impl InFlight {
     pub(super) fn note_group_loss(&self) {
         let mut state = lock(&self.state);
         state.entries.retain(|_, holding| {
-            let parked = holding.phase == Phase::Parked;
+            let was_here = holding.phase.is_here();
             holding.phase = Phase::Settled;
-            !parked
+            was_here
         });
     }
 
-    /// Held entries whose lease is older than `age`, to be renewed now.
+    /// Entries to be kept whose lease is older than `age`, to be renewed now.
     pub(super) fn due(&self, age: Duration) -> Vec<EntryId> {
-        self.older_than(age, Phase::Held)
+        self.older_than(age, Phase::is_kept)
     }
 
     /// Entries that were given back `age` ago and have not come again: perhaps somebody else has them.
     pub(super) fn parked_for(&self, age: Duration) -> Vec<EntryId> {
-        self.older_than(age, Phase::Parked)
+        self.older_than(age, |phase| phase == Phase::Parked)
     }
 
-    fn older_than(&self, age: Duration, phase: Phase) -> Vec<EntryId> {
+    fn older_than(&self, age: Duration, is_meant: impl Fn(Phase) -> bool) -> Vec<EntryId> {
         let now = Instant::now();
         let state = lock(&self.state);
-        let old = |holding: &Holding| holding.phase == phase && now.duration_since(holding.fresh) >= age;
+        let old = |holding: &Holding| is_meant(holding.phase) && now.duration_since(holding.fresh) >= age;
         state.entries.iter().filter(|(_, holding)| old(holding)).map(|(id, _)| *id).collect()
     }
 
-    /// Of these, those that are held.
-    pub(super) fn held_among(&self, ids: &[EntryId]) -> Vec<EntryId> {
+    /// Of these, those that are to be kept.
+    pub(super) fn kept_among(&self, ids: &[EntryId]) -> Vec<EntryId> {
         let state = lock(&self.state);
-        let held = |id: &EntryId| state.entries.get(id).is_some_and(|holding| holding.phase == Phase::Held);
-        ids.iter().copied().filter(held).collect()
+        let kept = |id: &EntryId| state.entries.get(id).is_some_and(|holding| holding.phase.is_kept());
+        ids.iter().copied().filter(kept).collect()
     }
 
     /// The server counts them as fresh since `at`, or was asked about them then.
@@ -247,24 +260,61 @@ impl InFlight {
 
     /// This delivery is the last one permitted: nothing like it is offered until its handler is done.
     pub(super) fn begin_last_chance(&self, id: EntryId, generation: u64) {
-        lock(&self.state).last_chances.push((id, generation));
+        lock(&self.state).last_chances.push(LastChance { id, generation, acked: None });
     }
 
-    /// Its handler is done with it.
-    pub(super) fn finish_last_chance(&self, receipt: &Receipt) {
-        lock(&self.state).finish_last_chance(receipt);
+    /// Its handler is done with it; if the process ended before the server knows, it would be buried all the same.
+    pub(super) fn ack_last_chance(&self, receipt: &Receipt) {
+        let mut state = lock(&self.state);
+        if let Some(chance) = state.last_chances.iter_mut().find(|chance| chance.is(receipt)) {
+            chance.acked = Some(Instant::now());
+            self.any_acked.store(true, Ordering::SeqCst);
+        }
     }
 
+    /// Whether a handler has an entry for the last time.
     pub(super) fn has_last_chance(&self) -> bool {
-        !lock(&self.state).last_chances.is_empty()
+        lock(&self.state).last_chances.iter().any(|chance| chance.acked.is_none())
+    }
+
+    /// Whether the server has yet to confirm that such an entry is done.
+    pub(super) fn has_acked_last_chance(&self) -> bool {
+        self.last_acked().is_some()
+    }
+
+    /// Whether its handler was done not longer ago than this.
+    pub(super) fn has_just_acked_last_chance(&self, age: Duration) -> bool {
+        self.last_acked().is_some_and(|at| at.elapsed() < age)
+    }
+
+    fn last_acked(&self) -> Option<Instant> {
+        if !self.any_acked.load(Ordering::SeqCst) {
+            return None;
+        }
+        let state = lock(&self.state);
+        let last = state.last_chances.iter().filter_map(|chance| chance.acked).max();
+        self.any_acked.store(last.is_some(), Ordering::SeqCst);
+        last
     }
 
     /// How many are held, and since when the oldest.
     pub(super) fn held(&self) -> (usize, Option<Duration>) {
         let state = lock(&self.state);
-        let held = state.entries.values().filter(|holding| holding.phase != Phase::Parked);
+        let held = state.entries.values().filter(|holding| holding.phase.is_here());
         let oldest = held.clone().map(|holding| holding.since).min();
         (held.count(), oldest.map(|since| since.elapsed()))
+    }
+}
+
+impl Phase {
+    /// A delivery of it exists.
+    fn is_here(self) -> bool {
+        matches!(self, Phase::Held | Phase::Settled)
+    }
+
+    /// Nobody else is to take it.
+    fn is_kept(self) -> bool {
+        self == Phase::Held
     }
 }
 
@@ -275,8 +325,14 @@ impl State {
 
     fn finish_last_chance(&mut self, receipt: &Receipt) {
         if !self.last_chances.is_empty() {
-            self.last_chances.retain(|chance| *chance != (receipt.id, receipt.generation));
+            self.last_chances.retain(|chance| !chance.is(receipt));
         }
+    }
+}
+
+impl LastChance {
+    fn is(&self, receipt: &Receipt) -> bool {
+        (self.id, self.generation) == (receipt.id, receipt.generation)
     }
 }
 
@@ -340,8 +396,15 @@ mod tests {
         let in_flight = InFlight::default();
         let generation = in_flight.admit_again(&[entry(1)]);
         in_flight.begin_last_chance(EntryId::new(1, 0), generation);
-        in_flight.finish_last_chance(&receipt(1, generation - 1));
+        in_flight.remove(&[receipt(1, generation - 1)]);
         assert!(in_flight.has_last_chance());
+        in_flight.ack_last_chance(&receipt(1, generation));
+        assert!(!in_flight.has_last_chance() && in_flight.has_acked_last_chance());
+        in_flight.remove(&[receipt(1, generation)]);
+        assert!(!in_flight.has_acked_last_chance());
+
+        let generation = in_flight.admit_again(&[entry(1)]);
+        in_flight.begin_last_chance(EntryId::new(1, 0), generation);
         in_flight.park(&receipt(1, generation));
         assert!(!in_flight.has_last_chance());
     }

@@ -23,7 +23,7 @@ pub(super) fn renew(
     in_pieces(&shared.in_flight.due(age), size, limit, |ids| {
         shared.take_lease_turn(|| {
             // What was given back meanwhile is left alone.
-            let ids = shared.in_flight.held_among(ids);
+            let ids = shared.in_flight.kept_among(ids);
             if ids.is_empty() {
                 return Ok(());
             }

@@ -1,5 +1,6 @@
 //! The reader: one thread with its own connection, which turns the server's replies into deliveries in the channel.
 
+mod own_pending;
 mod queue;
 mod redelivery;
 mod watched;
@@ -23,9 +24,9 @@ use crate::entry::{Entry, EntryId, Received};
 use crate::error::{Error, Result, with_causes};
 use crate::signal::lock;
 use crate::stream::{StreamInfo, next_block, stream_info};
+use own_pending::OwnPending;
+pub(super) use own_pending::Unseen;
 use queue::Queue;
-use redelivery::OwnPending;
-pub(super) use redelivery::Unseen;
 use watched::WatchedConnection;
 
 /// With this many acknowledgements waiting to be confirmed, nothing more is read.
@@ -314,7 +315,7 @@ impl Reader {
     /// for it in the channel, the next request is sent before it is enqueued.
     fn read_new(&mut self, connection: &mut WatchedConnection) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        if self.only_last_chances() && !self.may_offer_last_chance() {
+        if self.only_last_chances() && !self.may_offer_last_chance(connection)? {
             return Ok(());
         }
         let reply = connection.ask(|server| {
@@ -364,8 +365,7 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         self.asked = if self.only_last_chances() { 1 } else { self.entries_that_fit() };
         self.asked_at = Instant::now();
-        let most_acks = if self.size.is_smallest() { self.size.now() } else { MOST_ACKS };
-        let mut acks = shared.acks.take_along(most_acks, block.is_some());
+        let mut acks = shared.acks.take_along(self.most_acks(), block.is_some());
         let done = shared.in_flight.retain_pending(&mut acks);
         shared.confirm(&done);
         if let (Some(connected), Some(block)) = (&mut self.connected, block) {
@@ -379,6 +379,11 @@ impl Reader {
                 Err(error)
             }
         }
+    }
+
+    /// How many acknowledgements may go along with a request.
+    fn most_acks(&self) -> usize {
+        if self.size.is_smallest() { self.size.now() } else { MOST_ACKS }
     }
 
     /// How long the next read may wait at the server. None: it is not to wait, so that the end of an outage is known.
@@ -485,21 +490,28 @@ impl Reader {
 fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<Receipt>) -> Result<Received> {
     if !acks.is_empty() {
         // Before the entries, which may be long in coming.
-        match commands::receive_acked(connection) {
-            Ok(()) => shared.confirm(&acks),
-            Err(error) if connection.is_failed() => {
-                shared.acks.put_back(acks);
-                return Err(error);
-            }
-            // The keeper tries them again, and tells if they are refused for good.
-            Err(error) => {
-                shared.counters.note_error(&error);
-                shared.acks.set_refused(true);
-                shared.acks.put_back(acks);
-            }
-        }
+        let acked = commands::receive_acked(connection);
+        note_acked(shared, acks, acked, connection.is_failed())?;
     }
     commands::receive_read(connection, &shared.key, shared.input.ttl)
+}
+
+/// What came of acknowledgements that the reader has sent. An error: the connection is lost.
+fn note_acked(shared: &Shared, acks: Vec<Receipt>, acked: Result<()>, is_lost: bool) -> Result<()> {
+    match acked {
+        Ok(()) => shared.confirm(&acks),
+        Err(error) if is_lost => {
+            shared.acks.put_back(acks);
+            return Err(error);
+        }
+        // The keeper tries them again, and tells if they are refused for good.
+        Err(error) => {
+            shared.counters.note_error(&error);
+            shared.acks.set_refused(true);
+            shared.acks.put_back(acks);
+        }
+    }
+    Ok(())
 }
 
 /// Redis 7.0 wakes a blocked reader with UNBLOCKED when the stream is deleted or replaced; other versions say NOGROUP or

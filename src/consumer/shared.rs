@@ -1,6 +1,6 @@
 //! What a consumer's threads, deliveries and handles share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use super::claimable::Claimable;
 use super::in_flight::InFlight;
 use super::options::{AckMode, Backoff, ConsumerStats, OnGroupLoss};
 use super::reader::Leftover;
+use super::takers::Takers;
 use crate::connection::Connector;
 use crate::delivery::{OnDrop, PoolSettler, Receipt, Settle, Settlement};
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
@@ -23,6 +24,8 @@ use crate::signal::{Signal, lock};
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(40);
 /// How often to look for entries to claim at most, and at least: what is given back is found within a second.
 const CLAIM_INTERVAL: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(900);
+/// How long to wait for the server's word that an entry is done which would be buried otherwise.
+const LAST_ACK_PATIENCE: Duration = Duration::from_secs(1);
 /// Nothing is waited for that long; it is waited for again.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -133,16 +136,54 @@ impl Shared {
     /// The reader waits until something is true that handlers bring about, at most for `limit`, or until it is to stop;
     /// whether either has come.
     pub(super) fn wait_for_handlers(&self, limit: Duration, is_true: impl FnMut() -> bool) -> bool {
-        self.takers.is_watched.store(true, Ordering::SeqCst);
+        self.takers.watchers.fetch_add(1, Ordering::SeqCst);
         let came = self.stopping.wait_or(limit, is_true);
-        self.takers.is_watched.store(false, Ordering::SeqCst);
+        self.takers.watchers.fetch_sub(1, Ordering::SeqCst);
         came
     }
 
     /// A handler has taken something, waits for something, or is done with something.
     pub(super) fn note_handler(&self) {
-        if self.takers.is_watched.load(Ordering::SeqCst) {
+        if self.takers.watchers.load(Ordering::SeqCst) > 0 {
             self.stopping.nudge();
+        }
+    }
+
+    /// An iterator has taken something.
+    pub(super) fn note_taken(&self) {
+        if self.settings.max_deliveries.is_some() {
+            self.takers.note_taken();
+        }
+        self.note_handler();
+    }
+
+    /// An entry that a handler had for the last time, and is done with, would be buried if the process ended before the
+    /// server knows. So nothing that could end it is handed out before, unless the server is long in answering or it is
+    /// time to stop. Whether that is so now; then the keeper is called.
+    pub(super) fn awaits_last_acks(&self) -> bool {
+        let awaits = self.settings.max_deliveries.is_some()
+            && self.in_flight.has_just_acked_last_chance(LAST_ACK_PATIENCE)
+            && !self.stopping.is_set();
+        if awaits {
+            self.acks.call_keeper();
+        }
+        awaits
+    }
+
+    /// Waits for the end of that, and not beyond `until`.
+    pub(super) fn wait_for_last_acks(&self, until: Option<Instant>) {
+        if self.awaits_last_acks() {
+            let left = until.map_or(LAST_ACK_PATIENCE, |until| until.saturating_duration_since(Instant::now()));
+            let are_known = || !self.in_flight.has_just_acked_last_chance(LAST_ACK_PATIENCE);
+            self.wait_for_handlers(left.min(LAST_ACK_PATIENCE), are_known);
+        }
+    }
+
+    /// An iterator has found nothing, and goes away.
+    pub(super) fn note_came_by(&self) {
+        if self.settings.max_deliveries.is_some() {
+            self.takers.note_came_by();
+            self.note_handler();
         }
     }
 
@@ -234,6 +275,7 @@ impl Shared {
         if !acks.is_empty() {
             let confirmed = self.in_flight.remove(acks);
             self.counters.acked.add(confirmed as u64);
+            self.note_handler();
         }
     }
 
@@ -321,7 +363,7 @@ impl Settle for Shared {
         let queued = matches!(self.settings.ack_mode, AckMode::Queued { .. }) && self.acks.push(receipts);
         let acked = if queued { Ok(()) } else { self.ack_through_pool(receipts) };
         if receipts.iter().any(|receipt| self.is_last_chance(receipt.deliveries)) {
-            receipts.iter().for_each(|receipt| self.in_flight.finish_last_chance(receipt));
+            receipts.iter().for_each(|receipt| self.in_flight.ack_last_chance(receipt));
             self.note_handler();
         }
         acked
@@ -350,37 +392,6 @@ impl Shared {
                 Err(error)
             }
         }
-    }
-}
-
-/// Who waits for a delivery in an iterator, and whether the reader wants to know what handlers do.
-#[derive(Debug, Default)]
-pub(super) struct Takers {
-    waiting: AtomicUsize,
-    is_watched: AtomicBool,
-}
-
-impl Takers {
-    /// Whether somebody waits for a delivery, who will take the next one at once.
-    pub(super) fn is_any_waiting(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
-    }
-}
-
-/// Somebody waits for a delivery, until this is dropped.
-pub(super) struct WaitingTaker<'a>(&'a Shared);
-
-impl<'a> WaitingTaker<'a> {
-    pub(super) fn new(shared: &'a Shared) -> WaitingTaker<'a> {
-        shared.takers.waiting.fetch_add(1, Ordering::SeqCst);
-        shared.note_handler();
-        WaitingTaker(shared)
-    }
-}
-
-impl Drop for WaitingTaker<'_> {
-    fn drop(&mut self) {
-        self.0.takers.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

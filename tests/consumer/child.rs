@@ -46,6 +46,11 @@ impl Child {
         self.process.wait().unwrap();
     }
 
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
     /// What it has recorded, by lines; without a line that was not finished.
     pub(crate) fn lines(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.record).unwrap_or_default();
@@ -119,6 +124,7 @@ fn a_child_plays_the_part_it_is_given() {
         "large" => consume_large_entries(set),
         "stopped" => stop_with_a_full_queue(set),
         "tidy" => leave_nothing_behind(set),
+        "aborting" => abort_at_poison(set),
         other => panic!("no such part: {other}"),
     }
 }
@@ -224,6 +230,32 @@ fn stop_with_a_full_queue(mut set: Part) {
     consumer.stop_handle().stop();
     set.note("stopped");
     wait_for_end_of_input();
+    consumer.close().unwrap();
+}
+
+/// Entries whose text begins like this bring the process down.
+pub(crate) const POISON: &str = "poison";
+/// How often such an entry is handed out.
+pub(crate) const POISON_DELIVERIES: u64 = 3;
+
+/// Handles entries until one of them is poison, which is the end of it.
+fn abort_at_poison(mut set: Part) {
+    let builder = set.stream.consumer(set.input.clone()).prefetch(256);
+    let consumer = builder.max_deliveries(POISON_DELIVERIES).dead_letter(set.dead.clone()).spawn().unwrap();
+    let handle = consumer.stop_handle();
+    thread::spawn(move || {
+        wait_for_end_of_input();
+        handle.stop();
+    });
+    for delivery in &consumer {
+        let delivery = delivery.unwrap();
+        let text = delivery.text().unwrap();
+        set.note(&format!("got {text}"));
+        if text.starts_with(POISON) {
+            std::process::abort();
+        }
+        delivery.ack().unwrap();
+    }
     consumer.close().unwrap();
 }
 

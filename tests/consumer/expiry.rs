@@ -1,6 +1,6 @@
 //! A stream with a lifetime lives as long as it is in use.
 
-use crate::support::{Bench, next};
+use crate::support::{Bench, every_bench, next};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,49 @@ fn a_stream_does_not_expire_under_a_slow_handler() {
     delivery.ack().unwrap();
     consumer.close().unwrap();
     bench.server.wait_until(|_| lifetime(&bench) == -2);
+}
+
+#[test]
+fn a_reader_and_a_publisher_only_ever_make_a_lifetime_longer() {
+    const LONGER: Duration = Duration::from_secs(1_000);
+    const AT_LEAST: i64 = 900_000;
+    for scripts in [true, false] {
+        for bench in every_bench() {
+            if !scripts {
+                bench.server.command(&["ACL", "SETUSER", "default", "-eval", "-evalsha"]);
+            }
+            let publish = |ttl: Duration| bench.stream.publish(&bench.output().ttl(ttl), "0").unwrap();
+            publish(LONGER);
+            // Making the group, reading, waiting, and the keeper's turn every third of the lifetime.
+            let input = bench.input().ttl(TTL);
+            bench.stream.create_input_stream(&input).unwrap();
+            let consumer = bench.stream.consumer(input.clone().consumer("one")).spawn().unwrap();
+            let delivery = next(&consumer);
+            let refreshed = bench.calls(if scripts { "eval" } else { "pttl" });
+            bench.server.wait_until(|_| bench.calls(if scripts { "eval" } else { "pttl" }) >= refreshed + 4);
+            delivery.ack().unwrap();
+            publish(TTL);
+            next(&consumer).ack().unwrap();
+            consumer.close().unwrap();
+            assert!(bench.stream.receive(&input.wait_timeout(Duration::ZERO)).unwrap().is_none());
+            assert!(lifetime(&bench) > AT_LEAST, "scripts: {scripts}: {}", lifetime(&bench));
+            // Who says so expressly may make it shorter.
+            assert!(bench.stream.update_stream_ttl(&bench.key, 10 * TTL).unwrap());
+            assert!(lifetime(&bench) <= 10_000);
+            publish(LONGER);
+            assert!(lifetime(&bench) > AT_LEAST);
+        }
+    }
+}
+
+#[test]
+fn the_first_who_names_a_lifetime_sets_it() {
+    let bench = Bench::start();
+    bench.publish(1);
+    assert_eq!(lifetime(&bench), -1);
+    bench.stream.create_input_stream(&bench.input().ttl(100 * TTL)).unwrap();
+    let left = lifetime(&bench);
+    assert!((1..=100_000).contains(&left), "{left}");
 }
 
 #[test]

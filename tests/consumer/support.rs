@@ -230,6 +230,11 @@ pub(crate) fn every_way() -> Vec<Way> {
     ways
 }
 
+/// A bench for each way, whose stream goes that way.
+pub(crate) fn every_bench() -> Vec<Bench> {
+    every_way().into_iter().map(|way| Bench { stream: way.stream(), ..way.bench }).collect()
+}
+
 pub(crate) fn stream_with(params: PoolParams) -> StepStream {
     StepStream::new(StepPool::connect(params).unwrap())
 }

@@ -17,11 +17,13 @@ pub(super) struct Queue {
     sizes: VecDeque<usize>,
     /// Their sum.
     bytes: usize,
+    /// How many items it has sent.
+    sent: u64,
 }
 
 impl Queue {
     pub(super) fn new(channel: Sender<Result<Delivery>>) -> Queue {
-        Queue { channel, sizes: VecDeque::new(), bytes: 0 }
+        Queue { channel, sizes: VecDeque::new(), bytes: 0, sent: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -30,6 +32,10 @@ impl Queue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.channel.is_empty()
+    }
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// The bytes of the deliveries that nobody has taken.
@@ -56,6 +62,7 @@ impl Queue {
                 self.channel.send(item).map_err(|_| Stopped)?;
             }
         }
+        self.sent += 1;
         self.sizes.push_back(size);
         self.bytes += size;
         // It is looked at seldom where entries are small.

@@ -1,197 +1,18 @@
 //! Entries that were delivered before: what is pending for this consumer, what others left behind, and what has had its
 //! chances.
-//!
-//! Taking an entry marks its next hand-out at the server. So an entry that is pending for this consumer and unknown here was
-//! marked for a hand-out that did not happen, unless it was pending before this consumer started.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Connected, LOOK_AGAIN, Reader, WatchedConnection};
-use crate::commands::{self, Buried, Candidate, GivenBack, PendingEntry};
-use crate::connection::Connection;
+use super::own_pending::next_hand_out;
+use super::{LOOK_AGAIN, Reader, WatchedConnection};
+use crate::commands::{self, Buried, Candidate, PendingEntry};
 use crate::consumer::in_flight::Phase;
-use crate::consumer::shared::Shared;
 use crate::delivery::{Receipt, bury};
-use crate::endpoint::ConsumerKey;
 use crate::entry::EntryId;
 use crate::error::{Error, Result, with_causes};
 
-/// How many pending entries are looked at with one command when a consumer ends.
-const ROWS: usize = 256;
-/// The greatest count that the server keeps.
-const MOST_DELIVERIES: u64 = i64::MAX as u64;
-
-/// What is known about the entries that are pending for this consumer at the server.
-#[derive(Debug, Default)]
-pub(super) struct OwnPending {
-    /// All of them have been looked at, on this connection.
-    done: bool,
-    /// Those behind this one were pending before the consumer started, and have not been looked at; `None`: all have.
-    inherited_behind: Inherited,
-    /// Entries that were asked for in a request whose reply is not known, and the numbers of the hand-outs that it marked.
-    being_taken: HashMap<EntryId, u64>,
-}
-
-/// Which entries were pending before this consumer started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inherited {
-    Behind(EntryId),
-    None,
-}
-
-impl Default for Inherited {
-    fn default() -> Inherited {
-        Inherited::Behind(EntryId::MIN)
-    }
-}
-
-impl OwnPending {
-    pub(super) fn is_done(&self) -> bool {
-        self.done
-    }
-
-    /// Entries may be there that nobody here knows of.
-    pub(super) fn begin_again(&mut self) {
-        self.done = false;
-    }
-
-    /// The group is lost, and nothing is pending any more.
-    pub(super) fn forget(&mut self) {
-        self.being_taken.clear();
-        self.inherited_behind = Inherited::None;
-    }
-
-    fn looked_at(&mut self, last: EntryId) {
-        if let Inherited::Behind(before) = self.inherited_behind {
-            self.inherited_behind = Inherited::Behind(before.max(last));
-        }
-    }
-
-    fn finish(&mut self) {
-        self.done = true;
-        self.inherited_behind = Inherited::None;
-        self.being_taken.clear();
-    }
-
-    /// The number of an entry's next hand-out. What was marked and not used is used now.
-    fn next_hand_out(&self, pending: &PendingEntry, is_own: bool) -> u64 {
-        if let Some(marked) = self.being_taken.get(&pending.id) {
-            return *marked;
-        }
-        let inherited = matches!(self.inherited_behind, Inherited::Behind(before) if pending.id > before);
-        // The first delivery is counted by the server when it sends the entry.
-        let is_first = is_own && !inherited && pending.deliveries <= 1;
-        if is_first { 1 } else { pending.deliveries.saturating_add(1).min(MOST_DELIVERIES) }
-    }
-}
-
-/// Entries that are pending for this consumer and did not reach it, as far as its reader could tell when it ended: the reply to
-/// its last request was lost, or it had not looked yet.
-#[derive(Debug)]
-pub(in crate::consumer) struct Unseen {
-    own_pending: OwnPending,
-    last_chances: BTreeMap<EntryId, Candidate>,
-    /// Where the last read may still be waiting.
-    connected: Option<Connected>,
-}
-
-impl Unseen {
-    /// Gives them back as they were before: nobody had them, and anyone may. First of all the last read is ended.
-    pub(in crate::consumer) fn give_back(&self, server: &mut Connection, shared: &Shared) -> Result<()> {
-        let key = &shared.key;
-        self.end_last_read(server, key)?;
-        let mut after = EntryId::MIN;
-        while after < self.last() {
-            let page = commands::own_pending(server, key, after, ROWS)?;
-            let marked: Vec<GivenBack> = page.iter().filter_map(|pending| self.marked(pending, shared)).collect();
-            if !marked.is_empty() {
-                commands::give_back(server, key, shared.input.claim_idle, &marked)?;
-            }
-            let Some(last) = page.last() else { break };
-            after = last.id;
-        }
-        Ok(())
-    }
-
-    /// An entry that is counted for a hand-out which did not happen.
-    fn marked(&self, pending: &PendingEntry, shared: &Shared) -> Option<GivenBack> {
-        let is_known = shared.in_flight.phase(pending.id).is_some();
-        let counted = next_hand_out(&self.own_pending, &self.last_chances, pending, true).saturating_sub(1);
-        let given_back = GivenBack { id: pending.id, deliveries: pending.deliveries, counted };
-        (!is_known && counted < pending.deliveries).then_some(given_back)
-    }
-
-    /// Behind this one, nothing has been asked for.
-    fn last(&self) -> EntryId {
-        match self.own_pending.inherited_behind {
-            Inherited::Behind(before) => self.own_pending.being_taken.keys().copied().fold(before, EntryId::max),
-            Inherited::None => EntryId::MAX,
-        }
-    }
-
-    fn end_last_read(&self, server: &mut Connection, key: &ConsumerKey) -> Result<()> {
-        let Some(Connected { run_id: Some(run_id), client_id: Some(client), .. }) = &self.connected else {
-            return Ok(());
-        };
-        if commands::run_id(server)?.as_ref() == Some(run_id) {
-            commands::end_client(server, key, *client)?;
-        }
-        Ok(())
-    }
-}
-
-/// The number of an entry's next hand-out, as far as is known here.
-fn next_hand_out(
-    own_pending: &OwnPending,
-    last_chances: &BTreeMap<EntryId, Candidate>,
-    pending: &PendingEntry,
-    is_own: bool,
-) -> u64 {
-    // What was pending before this consumer started does not look like that when it is looked at again.
-    match last_chances.get(&pending.id).filter(|waiting| waiting.pending == *pending) {
-        Some(waiting) => waiting.next_hand_out,
-        None => own_pending.next_hand_out(pending, is_own),
-    }
-}
-
 impl Reader {
-    /// What may have been on its way when the reader ended.
-    pub(super) fn unseen(self) -> Option<Unseen> {
-        let all_seen = self.own_pending.is_done() && self.reread_at.is_none();
-        let Reader { own_pending, last_chances, connected, .. } = self;
-        (!all_seen).then_some(Unseen { own_pending, last_chances, connected })
-    }
-
-    /// Entries that were delivered to this consumer and never settled: what it had before a restart, or what the server
-    /// sent into a connection that broke.
-    pub(super) fn read_own_pending(&mut self, connection: &mut WatchedConnection) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let mut after = EntryId::MIN;
-        loop {
-            if !self.has_room() {
-                return Ok(());
-            }
-            let rows = self.size.now();
-            let page = connection.ask(|server| commands::own_pending(server, &shared.key, after, rows))?;
-            let Some(last) = page.last().map(|pending| pending.id) else {
-                self.own_pending.finish();
-                return Ok(());
-            };
-            let unknown =
-                |pending: &PendingEntry| matches!(shared.in_flight.phase(pending.id), None | Some(Phase::Settled));
-            let candidates = page.into_iter().filter(unknown);
-            let candidates = candidates.map(|pending| self.candidate(pending, Duration::ZERO, true)).collect();
-            self.redeliver(connection, candidates)?;
-            self.own_pending.looked_at(last);
-            after = last;
-            if shared.stopping.is_set() {
-                return Ok(());
-            }
-        }
-    }
-
     /// Takes over what has lain idle for too long, which the keeper has found: at consumers that died, or given back by
     /// `release` and `retry_after`.
     pub(super) fn claim(&mut self, connection: &mut WatchedConnection) -> Result<()> {
@@ -211,14 +32,14 @@ impl Reader {
         self.redeliver(connection, candidates)
     }
 
-    fn candidate(&self, pending: PendingEntry, min_idle: Duration, is_own: bool) -> Candidate {
+    pub(super) fn candidate(&self, pending: PendingEntry, min_idle: Duration, is_own: bool) -> Candidate {
         let next_hand_out = next_hand_out(&self.own_pending, &self.last_chances, &pending, is_own);
         Candidate { pending, min_idle, next_hand_out }
     }
 
     /// Hands out entries that were delivered before, except those that had their chances. Those that have only one left
     /// wait until it is certain that a handler gets them.
-    fn redeliver(&mut self, connection: &mut WatchedConnection, candidates: Vec<Candidate>) -> Result<()> {
+    pub(super) fn redeliver(&mut self, connection: &mut WatchedConnection, candidates: Vec<Candidate>) -> Result<()> {
         let (mut exhausted, mut good) = (Vec::new(), Vec::new());
         for candidate in candidates {
             match self.shared.max_deliveries() {
@@ -239,7 +60,7 @@ impl Reader {
     }
 
     /// Waits until the channel may take more bytes. `false`: it is time to stop.
-    fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         while !self.shared.stopping.is_set() && self.waits_for_room() {}
         !self.shared.stopping.is_set()
     }
@@ -254,8 +75,7 @@ impl Reader {
     /// Makes entries this consumer's, marks their hand-outs, and enqueues them.
     fn take(&mut self, connection: &mut WatchedConnection, candidates: &[Candidate]) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let marks = candidates.iter().map(|candidate| (candidate.id(), candidate.next_hand_out));
-        self.own_pending.being_taken.extend(marks);
+        self.own_pending.begin_taking(candidates);
         (self.asked, self.asked_at) = (candidates.len(), Instant::now());
         let taken = connection.ask(|server| commands::take(server, &shared.key, candidates));
         let taken = taken.map_err(|error| self.name_entry(error, candidates)).inspect_err(|error| {
@@ -266,9 +86,7 @@ impl Reader {
                 self.not_enqueued.push(Receipt { id, deliveries, generation });
             }
         })?;
-        for candidate in candidates {
-            self.own_pending.being_taken.remove(&candidate.id());
-        }
+        self.own_pending.end_taking(candidates);
         self.note_answer(taken.entries.iter().map(|(entry, _)| entry));
         self.last_seen = self.last_seen.max(taken.entries.iter().map(|(entry, _)| entry.id()).max());
         if candidates.iter().any(Candidate::is_claim) {
@@ -303,7 +121,7 @@ impl Reader {
         if self.last_chances.is_empty() {
             return Ok(false);
         }
-        if !self.may_offer_last_chance() {
+        if !self.may_offer_last_chance(connection)? {
             // While a handler is at work on such an entry, others may be read. But as long as some are queued it would
             // never be this one's turn if more were.
             return Ok(!self.queue.is_empty());
@@ -318,14 +136,39 @@ impl Reader {
     }
 
     /// Whether an entry that is marked for its last hand-out now will be handed out, or nearly so: nothing else is queued,
-    /// and either a handler waits in an iterator, or no other such entry is with a handler, who may bring the process down
-    /// with it. Waits for that for a moment.
-    pub(super) fn may_offer_last_chance(&self) -> bool {
-        let shared = &self.shared;
+    /// and a handler waits in an iterator. Where handlers take from the receiver, nobody sees them wait; then no other such
+    /// entry may be with a handler, who may bring the process down with it. Waits for that for a moment.
+    ///
+    /// Those that are done must be known to be done, or the end of the process would bury them.
+    pub(super) fn may_offer_last_chance(&mut self, connection: &mut WatchedConnection) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
         shared.acks.reader_is_away();
-        let is_sure =
-            || self.queue.is_empty() && (shared.takers.is_any_waiting() || !shared.in_flight.has_last_chance());
-        shared.wait_for_handlers(LOOK_AGAIN, is_sure)
+        let (takers, in_flight, sent) = (&shared.takers, &shared.in_flight, self.queue.sent());
+        let is_handler_free =
+            || takers.is_any_waiting(sent) || (!takers.are_all_seen(sent) && !in_flight.has_last_chance());
+        if !shared.wait_for_handlers(LOOK_AGAIN, || self.queue.is_empty() && is_handler_free()) {
+            return Ok(false);
+        }
+        if in_flight.has_acked_last_chance() {
+            self.acknowledge(connection)?;
+            // Others may be on the keeper's way.
+            return Ok(shared.wait_for_handlers(LOOK_AGAIN, || !in_flight.has_acked_last_chance()));
+        }
+        Ok(true)
+    }
+
+    /// Sends the acknowledgements that are queued.
+    fn acknowledge(&self, connection: &mut WatchedConnection) -> Result<()> {
+        let shared = &self.shared;
+        let mut acks = shared.acks.take_along(self.most_acks(), false);
+        let done = shared.in_flight.retain_pending(&mut acks);
+        shared.confirm(&done);
+        if acks.is_empty() {
+            return Ok(());
+        }
+        let ids = acks.iter().map(|receipt| receipt.id);
+        let acked = connection.ask(|server| commands::ack(server, &shared.key, ids));
+        super::note_acked(shared, acks, acked.map(drop), connection.is_broken())
     }
 
     /// Moves entries to the dead letter stream that were handed out as often as they may be. The server copies them, and they
