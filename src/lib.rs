@@ -75,7 +75,7 @@
 //! |---|---|---|---|---|
 //! | published | - | none | nobody: it is in the stream | nothing |
 //! | read for the first time (`XREADGROUP >`) | none | 1 | this consumer's queue; marked for hand-out 1 | one count |
-//! | the connection is lost before it arrives | 1 | 1 | pending for this consumer, read again, marked for hand-out 1 | one count |
+//! | the connection is lost before it arrives | 1 | 1 | pending for this consumer, kept fresh, read again, marked for hand-out 1 | one count |
 //! | handed out | n | n | a handler; kept fresh at the server | nothing: the handler had it |
 //! | kept fresh, or read again after a reconnect | n | n | as before | as before |
 //! | acknowledged | n | - | nobody: it is off the pending list | nothing; it may come again until the server has confirmed |

@@ -55,6 +55,8 @@ pub(super) enum Phase {
     Held,
     /// Given back, and pending for this consumer still: a claim may bring it again, rereading what is pending must not.
     Parked,
+    /// Sent by the server and lost on the way: it is kept until it is asked for again.
+    Expected,
     /// Held, but no longer pending at the server: acknowledged by somebody, or lost with the group. The handler may go on.
     Settled,
 }
@@ -97,6 +99,20 @@ impl InFlight {
     /// Takes entries that this consumer has made its own again, with the numbers of their hand-outs.
     pub(super) fn admit_again(&self, delivered: &[(Entry, u64)]) -> u64 {
         self.admit_new(delivered).generation
+    }
+
+    /// Entries that the server has sent to this consumer and that have not arrived: they are kept like those that have. They
+    /// were kept `at` last.
+    pub(super) fn expect(&self, ids: &[EntryId], at: Instant) {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        let holding = Holding { generation: state.generation, since: at, fresh: at, phase: Phase::Expected };
+        for id in ids {
+            let known = state.entries.entry(*id).or_insert(holding);
+            if known.phase == Phase::Expected {
+                *known = holding;
+            }
+        }
     }
 
     /// What is known about an entry.
@@ -314,7 +330,7 @@ impl Phase {
 
     /// Nobody else is to take it.
     fn is_kept(self) -> bool {
-        self == Phase::Held
+        matches!(self, Phase::Held | Phase::Expected)
     }
 }
 
@@ -389,6 +405,17 @@ mod tests {
         in_flight.note_group_loss();
         assert_eq!(in_flight.phase(EntryId::new(3, 0)), None, "there is nothing left to come again");
         assert_eq!(in_flight.held().0, 2);
+    }
+
+    #[test]
+    fn what_is_expected_is_kept_and_counts_as_held_only_when_it_has_come() {
+        let in_flight = InFlight::default();
+        let id = EntryId::new(1, 0);
+        in_flight.expect(&[id], Instant::now());
+        assert_eq!((in_flight.due(Duration::ZERO), in_flight.held().0), (vec![id], 0));
+        assert!(in_flight.admit_new(&[entry(1)]).replaced.is_empty());
+        in_flight.expect(&[id], Instant::now());
+        assert_eq!(in_flight.phase(id), Some(Phase::Held), "what is here is not expected");
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn in_pieces(
     Ok(())
 }
 
-fn note_not_ours(shared: &Shared, not_ours: &NotOurs) {
+pub(super) fn note_not_ours(shared: &Shared, not_ours: &NotOurs) {
     shared.in_flight.note_settled(&not_ours.settled);
     let held = shared.in_flight.give_up(&not_ours.taken_over);
     if held > 0 {

@@ -223,13 +223,15 @@ impl Reader {
                 self.reread_at = Some(lost.read_ends);
             }
         }
+        let is_reconnect = self.connected.is_some();
         self.connected = Some(Connected { run_id, client_id: connection.id(), read_ends: Instant::now() });
         self.own_pending.begin_again();
         let shared = Arc::clone(&self.shared);
         let limit = shared.connector().params().socket_timeout;
         super::leases::renew(&shared, shared.input.claim_idle / 6, &mut self.lease_size, limit, |ids| {
             connection.ask(|server| commands::keep(server, &shared.key, ids))
-        })
+        })?;
+        if is_reconnect { self.expect_lost(connection) } else { Ok(()) }
     }
 
     /// Does what is next.

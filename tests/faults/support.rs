@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use step_redis::{
-    Backoff, Consumer, ConsumerBuilder, Delivery, PoolParams, StepPool, StepStream, StreamInput, StreamOutput,
+    Backoff, Consumer, ConsumerBuilder, Delivery, PoolParams, Protocol, StepPool, StepStream, StreamInput, StreamOutput,
 };
 
-use crate::common::{Server, ServerBuilder, unique, wait_until};
+use crate::common::{Proxy, Reply, Server, ServerBuilder, unique, wait_until};
 
 /// How long something may take that has no bound of its own, on a slow, busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -57,6 +57,38 @@ impl Scene {
     /// A consumer that tries again soon.
     pub(crate) fn consumer(&self, stream: &StepStream) -> ConsumerBuilder {
         stream.consumer(self.input()).backoff(Backoff::new(Duration::from_millis(20), Duration::from_millis(200)))
+    }
+
+    /// A consumer with every setting at its default.
+    pub(crate) fn default_consumer(&self, params: PoolParams, name: &str) -> ConsumerBuilder {
+        connect(params).consumer(StreamInput::new(&*self.stream_id, "group").consumer(name))
+    }
+
+    /// Where dead letters go.
+    pub(crate) fn dead(&self) -> StreamOutput {
+        StreamOutput::new(format!("{}:dead", self.stream_id))
+    }
+
+    /// The texts of the dead letters.
+    pub(crate) fn buried(&self) -> Vec<String> {
+        let entries = self.server.command(&["XRANGE", self.dead().stream_id(), "-", "+"]);
+        entries.array().iter().map(|entry| entry.array()[1].array()[1].text()).collect()
+    }
+
+    /// As [`Scene::add_many`], each entry with a second field of this many bytes.
+    pub(crate) fn add_large(&self, name: &str, count: usize, bytes: usize) -> Vec<String> {
+        const SCRIPT: &str = "for i=0,ARGV[2]-1 do redis.call('XADD',KEYS[1],'*',\
+                              'message',string.format('%s-%d',ARGV[1],i),'filling',string.rep('x',ARGV[3])) end";
+        let (entries, bytes) = (count.to_string(), bytes.to_string());
+        self.server.command(&["EVAL", SCRIPT, "1", &self.stream_id, name, &entries, &bytes]);
+        (0..count).map(|number| format!("{name}-{number}")).collect()
+    }
+
+    /// What is pending, as owner, idle time in milliseconds, and the server's count, in the order of ids.
+    pub(crate) fn pending_entries(&self) -> Vec<(String, i64, i64)> {
+        let reply = self.server.command(&["XPENDING", &self.stream_id, "group", "-", "+", "100000"]);
+        let entry = |entry: &Reply| (entry.array()[1].text(), entry.array()[2].int(), entry.array()[3].int());
+        reply.array().iter().map(entry).collect()
     }
 
     /// Publishes without the crate under test.
@@ -122,6 +154,52 @@ impl Scene {
         assert!(warned[0].contains("lost the server"), "{warned:?}");
         assert!(noted[0].contains("reads again"), "{noted:?}");
         assert!(self.logged(Level::Error).is_empty());
+    }
+}
+
+/// A scene behind a proxy, and parameters that lead through it, with every limit at its default.
+pub(crate) struct Line {
+    pub(crate) scene: Scene,
+    pub(crate) proxy: Proxy,
+    pub(crate) params: PoolParams,
+}
+
+impl Line {
+    pub(crate) fn plain() -> Line {
+        let scene = Scene::new();
+        let proxy = Proxy::start(scene.server.port());
+        let params = PoolParams::new("127.0.0.1", proxy.port());
+        Line { scene, proxy, params }
+    }
+
+    pub(crate) fn resp2() -> Line {
+        let line = Line::plain();
+        Line { params: line.params.protocol(Protocol::Resp2), ..line }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls() -> Line {
+        let certificates = crate::common::Certificates::generate();
+        let scene = Scene::on(Server::builder().tls(&certificates));
+        let proxy = Proxy::start(scene.server.tls_port());
+        let tls = step_redis::TlsParams::new().ca_certs(certificates.ca());
+        let params = PoolParams::new("127.0.0.1", proxy.port()).tls(tls);
+        Line { scene, proxy, params }
+    }
+
+    /// One of each kind.
+    pub(crate) fn all() -> Vec<Line> {
+        vec![
+            Line::plain(),
+            Line::resp2(),
+            #[cfg(feature = "tls")]
+            Line::tls(),
+        ]
+    }
+
+    /// A consumer through the proxy, with every setting at its default.
+    pub(crate) fn consumer(&self, name: &str) -> ConsumerBuilder {
+        self.scene.default_consumer(self.params.clone(), name)
     }
 }
 

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Connected, Reader, WatchedConnection};
 use crate::commands::{self, Candidate, GivenBack, PendingEntry};
 use crate::connection::Connection;
 use crate::consumer::in_flight::Phase;
+use crate::consumer::leases;
 use crate::consumer::shared::Shared;
 use crate::endpoint::ConsumerKey;
 use crate::entry::EntryId;
@@ -20,6 +21,9 @@ use crate::error::Result;
 const ROWS: usize = 256;
 /// The greatest count that the server keeps.
 const MOST_DELIVERIES: u64 = i64::MAX as u64;
+/// This many rows of the pending list are a short reply on any line.
+const SHORT_PAGE: usize = 16;
+
 /// What is known about the entries that are pending for this consumer at the server.
 #[derive(Debug, Default)]
 pub(super) struct OwnPending {
@@ -137,7 +141,7 @@ impl Unseen {
 
     /// An entry that is counted for a hand-out which did not happen.
     fn marked(&self, pending: &PendingEntry, shared: &Shared) -> Option<GivenBack> {
-        let is_known = shared.in_flight.phase(pending.id).is_some();
+        let is_known = !matches!(shared.in_flight.phase(pending.id), None | Some(Phase::Expected));
         let counted = next_hand_out(&self.own_pending, &self.last_chances, pending, true).saturating_sub(1);
         let given_back = GivenBack { id: pending.id, deliveries: pending.deliveries, counted };
         (!is_known && counted < pending.deliveries).then_some(given_back)
@@ -179,7 +183,10 @@ pub(super) fn next_hand_out(
 impl Reader {
     /// What may have been on its way when the reader ended.
     pub(super) fn unseen(self) -> Option<Unseen> {
-        let all_seen = self.own_pending.is_done() && self.reread_at.is_none();
+        // What was lost on the way may wait for its last chance.
+        let is_marked = |waiting: &Candidate| waiting.next_hand_out <= waiting.pending.deliveries;
+        let all_seen =
+            self.own_pending.is_done() && self.reread_at.is_none() && !self.last_chances.values().any(is_marked);
         let Reader { own_pending, last_chances, connected, .. } = self;
         (!all_seen).then_some(Unseen { own_pending, last_chances, connected })
     }
@@ -202,7 +209,7 @@ impl Reader {
             // What was given back here may have been taken again, in a request whose reply was lost.
             let unknown = |pending: &PendingEntry| {
                 self.own_pending.is_being_taken(pending.id)
-                    || matches!(shared.in_flight.phase(pending.id), None | Some(Phase::Settled))
+                    || matches!(shared.in_flight.phase(pending.id), None | Some(Phase::Settled | Phase::Expected))
             };
             let candidates = page.into_iter().filter(unknown);
             let candidates = candidates.map(|pending| self.candidate(pending, Duration::ZERO, true)).collect();
@@ -212,6 +219,31 @@ impl Reader {
             if shared.stopping.is_set() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Finds what was lost on the way, and has the server count it as fresh. On a slow line it takes long to come again, one
+    /// entry after the other, and others must not take it for abandoned.
+    pub(super) fn expect_lost(&mut self, connection: &mut WatchedConnection) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut after = EntryId::MIN;
+        loop {
+            let rows = self.size.now().max(SHORT_PAGE);
+            let page = connection.ask(|server| commands::own_pending(server, &shared.key, after, rows))?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.id;
+            let is_lost = |pending: &&PendingEntry| {
+                !self.own_pending.is_inherited(pending.id)
+                    && matches!(shared.in_flight.phase(pending.id), None | Some(Phase::Expected))
+            };
+            let ids: Vec<EntryId> = page.iter().filter(is_lost).map(|pending| pending.id).collect();
+            if ids.is_empty() {
+                continue;
+            }
+            let sent = Instant::now();
+            let not_ours = connection.ask(|server| commands::keep(server, &shared.key, &ids))?;
+            shared.in_flight.expect(&ids, sent);
+            leases::note_not_ours(&shared, &not_ours);
         }
     }
 }
