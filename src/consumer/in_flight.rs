@@ -72,14 +72,15 @@ pub(super) struct Admission {
 impl InFlight {
     /// Takes entries that the server has delivered as new. One that is held already belonged to a stream that was deleted
     /// and made again: its old guard is void.
-    pub(super) fn admit_new(&self, delivered: &[(Entry, u64)]) -> Admission {
+    /// The server has counted them as fresh since `fresh`, at the latest.
+    pub(super) fn admit_new(&self, delivered: &[(Entry, u64)], fresh: Instant) -> Admission {
         let now = Instant::now();
         let mut state = lock(&self.state);
         state.generation += 1;
         let generation = state.generation;
         let mut replaced = Vec::new();
         for (entry, _) in delivered {
-            let holding = Holding { generation, since: now, fresh: now, phase: Phase::Held };
+            let holding = Holding { generation, since: now, fresh, phase: Phase::Held };
             match state.entries.entry(entry.id()) {
                 Slot::Vacant(slot) => drop(slot.insert(holding)),
                 Slot::Occupied(mut slot) => {
@@ -97,8 +98,8 @@ impl InFlight {
     }
 
     /// Takes entries that this consumer has made its own again, with the numbers of their hand-outs.
-    pub(super) fn admit_again(&self, delivered: &[(Entry, u64)]) -> u64 {
-        self.admit_new(delivered).generation
+    pub(super) fn admit_again(&self, delivered: &[(Entry, u64)], fresh: Instant) -> u64 {
+        self.admit_new(delivered, fresh).generation
     }
 
     /// Entries that the server has sent to this consumer and that have not arrived: they are kept like those that have. They
@@ -367,9 +368,9 @@ mod tests {
     #[test]
     fn a_held_id_that_comes_as_new_makes_the_old_guard_and_its_ack_void() {
         let in_flight = InFlight::default();
-        let old = in_flight.admit_new(&[entry(1)]);
+        let old = in_flight.admit_new(&[entry(1)], Instant::now());
         assert!(old.replaced.is_empty() && !in_flight.is_void(&receipt(1, old.generation)));
-        let new = in_flight.admit_new(&[entry(1)]);
+        let new = in_flight.admit_new(&[entry(1)], Instant::now());
         assert_eq!(new.replaced, [EntryId::new(1, 0)]);
         assert!(in_flight.is_void(&receipt(1, old.generation)) && !in_flight.is_void(&receipt(1, new.generation)));
         let mut acks = vec![receipt(1, old.generation), receipt(1, new.generation)];
@@ -384,10 +385,10 @@ mod tests {
     #[test]
     fn an_old_guard_settles_nothing_after_a_takeover_and_a_claim_back() {
         let in_flight = InFlight::default();
-        let first = in_flight.admit_new(&[entry(1)]).generation;
+        let first = in_flight.admit_new(&[entry(1)], Instant::now()).generation;
         assert_eq!(in_flight.give_up(&[EntryId::new(1, 0)]), 1);
         assert!(in_flight.is_void(&receipt(1, first)));
-        let second = in_flight.admit_again(&[entry(1)]);
+        let second = in_flight.admit_again(&[entry(1)], Instant::now());
         in_flight.park(&receipt(1, first));
         assert_eq!(in_flight.phase(EntryId::new(1, 0)), Some(Phase::Held));
         assert!(in_flight.is_current(&receipt(1, second)));
@@ -396,7 +397,7 @@ mod tests {
     #[test]
     fn what_is_pending_for_nobody_is_acknowledged_without_the_server() {
         let in_flight = InFlight::default();
-        let generation = in_flight.admit_new(&[entry(1), entry(2), entry(3)]).generation;
+        let generation = in_flight.admit_new(&[entry(1), entry(2), entry(3)], Instant::now()).generation;
         in_flight.note_settled(&[EntryId::new(1, 0)]);
         in_flight.park(&receipt(3, generation));
         let mut acks = vec![receipt(1, generation), receipt(2, generation), receipt(3, generation)];
@@ -413,7 +414,7 @@ mod tests {
         let id = EntryId::new(1, 0);
         in_flight.expect(&[id], Instant::now());
         assert_eq!((in_flight.due(Duration::ZERO), in_flight.held().0), (vec![id], 0));
-        assert!(in_flight.admit_new(&[entry(1)]).replaced.is_empty());
+        assert!(in_flight.admit_new(&[entry(1)], Instant::now()).replaced.is_empty());
         in_flight.expect(&[id], Instant::now());
         assert_eq!(in_flight.phase(id), Some(Phase::Held), "what is here is not expected");
     }
@@ -421,7 +422,7 @@ mod tests {
     #[test]
     fn a_last_chance_ends_with_its_own_delivery() {
         let in_flight = InFlight::default();
-        let generation = in_flight.admit_again(&[entry(1)]);
+        let generation = in_flight.admit_again(&[entry(1)], Instant::now());
         in_flight.begin_last_chance(EntryId::new(1, 0), generation);
         in_flight.remove(&[receipt(1, generation - 1)]);
         assert!(in_flight.has_last_chance());
@@ -430,7 +431,7 @@ mod tests {
         in_flight.remove(&[receipt(1, generation)]);
         assert!(!in_flight.has_acked_last_chance());
 
-        let generation = in_flight.admit_again(&[entry(1)]);
+        let generation = in_flight.admit_again(&[entry(1)], Instant::now());
         in_flight.begin_last_chance(EntryId::new(1, 0), generation);
         in_flight.park(&receipt(1, generation));
         assert!(!in_flight.has_last_chance());

@@ -38,6 +38,8 @@ const BLOCK_SLACK: Duration = Duration::from_millis(500);
 /// How long to wait for a handler before looking again. Iterators tell when they take something; who takes from a receiver
 /// tells nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a handler may take over an entry that it has for the last time before another one like it is offered.
+const LONGEST_LAST_CHANCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Reader {
     shared: Arc<Shared>,
@@ -56,6 +58,8 @@ pub(super) struct Reader {
     own_pending: OwnPending,
     /// Entries whose next hand-out is the last one permitted: pending at the server, and not this consumer's yet.
     last_chances: BTreeMap<EntryId, Candidate>,
+    /// When the last of them was offered.
+    last_chance_at: Instant,
     /// The last step was a redelivery: a long pending list is searched in turn with reading what is new.
     just_redelivered: bool,
     /// It was told that reading waits for acknowledgements.
@@ -110,6 +114,7 @@ impl Reader {
             prefetched_acks: None,
             own_pending: OwnPending::default(),
             last_chances: BTreeMap::new(),
+            last_chance_at: Instant::now(),
             just_redelivered: false,
             warned_backpressure: false,
             warned_dead_letters: false,
@@ -228,35 +233,43 @@ impl Reader {
         self.own_pending.begin_again();
         let shared = Arc::clone(&self.shared);
         let limit = shared.connector().params().socket_timeout;
-        super::leases::renew(&shared, shared.input.claim_idle / 6, &mut self.lease_size, limit, |ids| {
+        let renewed = super::leases::renew(&shared, shared.input.claim_idle / 6, &mut self.lease_size, limit, |ids| {
             connection.ask(|server| commands::keep(server, &shared.key, ids))
-        })?;
-        if is_reconnect { self.expect_lost(connection) } else { Ok(()) }
+        });
+        let kept = match renewed {
+            Ok(()) if is_reconnect => self.expect_lost(connection),
+            renewed => renewed,
+        };
+        match kept {
+            // Where scripts are forbidden nothing can be kept, which the keeper tells.
+            Err(error) if error.code() == Some("NOPERM") && !connection.is_broken() => Ok(()),
+            kept => kept,
+        }
     }
 
     /// Does what is next.
     fn step(&mut self, connection: &mut WatchedConnection) -> Result<()> {
         if self.prefetched_acks.is_some() {
-            return self.read_new(connection).inspect(|()| self.server_is_back());
+            return self.read_new(connection);
         }
         if self.waits_for_acks() {
             return Ok(());
         }
         if !self.own_pending.is_done() {
-            // Looking at what is pending proves nothing: a replica answers that too.
             return self.read_own_pending(connection);
         }
         let was_redelivery = std::mem::take(&mut self.just_redelivered);
         if !was_redelivery && self.shared.claimable.is_any() {
             self.just_redelivered = true;
-            return self.claim(connection).inspect(|()| self.server_is_back());
+            return self.claim(connection);
         }
         if self.waits_for_lost_read() || self.offer_last_chance(connection)? || self.waits_for_room() {
             return Ok(());
         }
-        self.read_new(connection).inspect(|()| self.server_is_back())
+        self.read_new(connection)
     }
 
+    /// It has let this consumer read or take entries. To look at what is pending proves nothing: a replica answers that too.
     fn server_is_back(&mut self) {
         *lock(&self.shared.counters.last_read) = Some(Instant::now());
         if std::mem::take(&mut self.outage) {
@@ -330,12 +343,13 @@ impl Reader {
             receive(server, &shared, acks).map(Some)
         });
         let Some(Received { entries, deleted }) = reply? else { return Ok(()) };
+        self.server_is_back();
         let bytes = self.note_answer(entries.iter().map(|(entry, _)| entry));
         if let Some((entry, _)) = entries.last() {
             self.last_seen = self.last_seen.max(Some(entry.id()));
         }
         let full = entries.len() == self.asked;
-        let admission = shared.in_flight.admit_new(&entries);
+        let admission = shared.in_flight.admit_new(&entries, self.fresh_since());
         let mut prepared = self.acknowledge_deleted(connection, &deleted);
         if !admission.replaced.is_empty() && prepared.is_ok() {
             prepared = self.begin_new_incarnation(connection, &admission.replaced);
@@ -403,6 +417,13 @@ impl Reader {
         Some(next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK))
     }
 
+    /// Since when the server counts as fresh what has just arrived. When it was sent is not known; on a slow line that was
+    /// long ago.
+    fn fresh_since(&self) -> Instant {
+        let is_recent = self.asked_at.elapsed() < self.shared.input.claim_idle / 6;
+        if is_recent { Instant::now() } else { self.asked_at }
+    }
+
     /// What the reply to a sized request tells about the next; its bytes.
     fn note_answer<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> usize {
         let (mut count, mut bytes) = (0, 0);
@@ -421,6 +442,7 @@ impl Reader {
             let size = entry.size();
             if self.shared.is_last_chance(deliveries) {
                 self.shared.in_flight.begin_last_chance(entry.id(), generation);
+                self.last_chance_at = Instant::now();
             }
             let delivery = Delivery::new(entry, deliveries, generation, Arc::clone(&self.settler));
             let receipt = delivery.receipt();

@@ -21,8 +21,8 @@ use crate::error::Result;
 const ROWS: usize = 256;
 /// The greatest count that the server keeps.
 const MOST_DELIVERIES: u64 = i64::MAX as u64;
-/// This many rows of the pending list are a short reply on any line.
-const SHORT_PAGE: usize = 16;
+/// How many rows of the pending list are asked for: some are a short reply on any line.
+const PAGE: std::ops::RangeInclusive<usize> = 16..=1024;
 
 /// What is known about the entries that are pending for this consumer at the server.
 #[derive(Debug, Default)]
@@ -200,7 +200,7 @@ impl Reader {
             if !self.has_room() {
                 return Ok(());
             }
-            let rows = self.size.now();
+            let rows = self.size.now().clamp(*PAGE.start(), *PAGE.end());
             let page = connection.ask(|server| commands::own_pending(server, &shared.key, after, rows))?;
             let Some(last) = page.last().map(|pending| pending.id) else {
                 self.own_pending.finish();
@@ -228,7 +228,7 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         let mut after = EntryId::MIN;
         loop {
-            let rows = self.size.now().max(SHORT_PAGE);
+            let rows = self.size.now().clamp(*PAGE.start(), *PAGE.end());
             let page = connection.ask(|server| commands::own_pending(server, &shared.key, after, rows))?;
             let Some(last) = page.last() else { return Ok(()) };
             after = last.id;

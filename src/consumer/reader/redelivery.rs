@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::own_pending::next_hand_out;
-use super::{LOOK_AGAIN, Reader, WatchedConnection};
+use super::{LONGEST_LAST_CHANCE, LOOK_AGAIN, Reader, WatchedConnection};
 use crate::commands::{self, Buried, Candidate, PendingEntry};
 use crate::consumer::in_flight::Phase;
 use crate::delivery::{Receipt, bury};
 use crate::entry::EntryId;
 use crate::error::{Error, Result, with_causes};
+
+/// How many entries one script takes at most.
+const MOST_TAKEN: usize = 1024;
 
 impl Reader {
     /// Takes over what has lain idle for too long, which the keeper has found: at consumers that died, or given back by
@@ -52,7 +55,7 @@ impl Reader {
         let mut rest = good.as_slice();
         // What is not taken by the time of a stop is as it was.
         while !rest.is_empty() && self.has_room() {
-            let (now, later) = rest.split_at(self.entries_that_fit().min(rest.len()));
+            let (now, later) = rest.split_at(self.entries_that_fit().min(MOST_TAKEN).min(rest.len()));
             self.take(connection, now)?;
             rest = later;
         }
@@ -86,13 +89,14 @@ impl Reader {
                 self.not_enqueued.push(Receipt { id, deliveries, generation });
             }
         })?;
+        self.server_is_back();
         self.own_pending.end_taking(candidates);
         self.note_answer(taken.entries.iter().map(|(entry, _)| entry));
         self.last_seen = self.last_seen.max(taken.entries.iter().map(|(entry, _)| entry.id()).max());
         if candidates.iter().any(Candidate::is_claim) {
             shared.counters.claimed.add(taken.entries.len() as u64);
         }
-        let generation = shared.in_flight.admit_again(&taken.entries);
+        let generation = shared.in_flight.admit_again(&taken.entries, self.fresh_since());
         let acknowledged = self.acknowledge_deleted(connection, &taken.deleted);
         // They are held from now on, so nothing would bring them again if they were not enqueued.
         self.enqueue(taken.entries, generation);
@@ -135,17 +139,23 @@ impl Reader {
         Ok(true)
     }
 
-    /// Whether an entry that is marked for its last hand-out now will be handed out, or nearly so: nothing else is queued,
-    /// and a handler waits in an iterator. Where handlers take from the receiver, nobody sees them wait; then no other such
-    /// entry may be with a handler, who may bring the process down with it. Waits for that for a moment.
+    /// Whether an entry that is marked for its last hand-out now will be handed out, or nearly so. Waits for that for a
+    /// moment. Nothing else is queued, and a handler waits in an iterator; where handlers take from the receiver, nobody sees
+    /// them wait.
     ///
-    /// Those that are done must be known to be done, or the end of the process would bury them.
+    /// No other such entry is with a handler, which may bring the process down with it; a handler that keeps one for long does
+    /// not hold up the others for ever. Where each entry has only one chance, they are not suspicious, and each handler may
+    /// have one. Those that are done must be known to be done, or the end of the process would bury them.
     pub(super) fn may_offer_last_chance(&mut self, connection: &mut WatchedConnection) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         shared.acks.reader_is_away();
         let (takers, in_flight, sent) = (&shared.takers, &shared.in_flight, self.queue.sent());
-        let is_handler_free =
-            || takers.is_any_waiting(sent) || (!takers.are_all_seen(sent) && !in_flight.has_last_chance());
+        let are_unsuspicious = self.only_last_chances();
+        let is_alone = || !in_flight.has_last_chance() || self.last_chance_at.elapsed() >= LONGEST_LAST_CHANCE;
+        let is_handler_free = || {
+            let is_seen = takers.are_all_seen(sent);
+            (is_seen && are_unsuspicious || is_alone()) && (!is_seen || takers.is_any_waiting(sent))
+        };
         if !shared.wait_for_handlers(LOOK_AGAIN, || self.queue.is_empty() && is_handler_free()) {
             return Ok(false);
         }
