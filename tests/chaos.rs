@@ -60,7 +60,9 @@ fn every_entry_is_accounted_for() {
     journal::begin();
 
     let certificates = Certificates::generate();
-    let server = Server::builder().append_only();
+    // What is written anew often is loaded quickly, when there is much of it, too.
+    let server = Server::builder().append_only().config("auto-aof-rewrite-min-size", "4mb");
+    let server = server.config("auto-aof-rewrite-percentage", "50");
     let server = if cfg!(feature = "tls") { server.tls(&certificates) } else { server }.start();
     let before = Resources::of(&server);
     let world = World::new(server, &certificates, seed);

@@ -269,6 +269,12 @@ impl History {
         kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or_default()).min().unwrap_or_default()
     }
 
+    /// When something lasted for longer than this many milliseconds.
+    pub(crate) fn longer_than(&self, least: u64) -> Vec<(u64, u64)> {
+        let events = self.events.lock().unwrap();
+        events.iter().map(|event| (event.from, event.until)).filter(|(from, until)| until - from > least).collect()
+    }
+
     pub(crate) fn between(&self, from: u64, until: u64) -> Vec<Event> {
         let events = self.events.lock().unwrap();
         events.iter().filter(|event| event.from <= until && event.until >= from).cloned().collect()

@@ -26,6 +26,7 @@ pub(crate) fn table(evidence: &Evidence<'_>, totals: &Totals, network: &Network)
     for (kind, count) in history.counts() {
         row(kind, count as u64);
     }
+    row("outages that leases may not outlive", evidence.lapses.len() as u64);
     say("messages");
     row("confirmed", totals.confirmed);
     row("of unknown outcome", totals.unknown);
@@ -110,7 +111,7 @@ pub(crate) fn last_events(history: &History, server: &Server) {
 
 fn tell_story(finding: &Finding, evidence: &Evidence<'_>) {
     let Some(name) = finding.name else { return };
-    let Evidence { books, content, removals, history } = evidence;
+    let Evidence { books, content, removals, history, .. } = evidence;
     let (ids, buried, hand_outs) = (content.ids(name), content.buried(name), books.hand_outs(name));
     say(&format!("  its publisher was told {:?}", books.told.get(&name)));
     say(&format!("  in the stream as {ids:?}, removed as {:?}, buried as {buried:?}", removals.removed(name)));

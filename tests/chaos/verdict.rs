@@ -10,9 +10,13 @@
 //!   trouble: it was killed, or its end did not reach the server, and what it had queued is counted although no handler had
 //!   it. Such an end costs an entry that it meets one number, and the ends that met it are those between the entry's
 //!   publication and its burial. Without one the count is exact. That no handler had it at all is not excused by anything.
-//! - An entry comes again after `ack()` took it only if the acknowledgement did not reach the server: as many entries of a
-//!   consumer's life as `close()` said, none if it said `Ok`; for one that was killed or dropped, as many as were
-//!   acknowledged and not confirmed by then.
+//! - An entry comes again after `ack()` took it, to a handler or to be buried, only if the acknowledgement did not reach the
+//!   server: as many entries of a consumer's life as `close()` said, none if it said `Ok`; for one that was killed or
+//!   dropped, as many as were acknowledged and not confirmed by then.
+//!
+//! A busy machine may take so long to bring a killed server back that leases of orders run out after all. Entries that were
+//! with a handler or queued then are handed out to others, and each such outage costs an entry that it meets what the end of
+//! a consumer costs it.
 //!
 //! On the shifting stream an entry may be lost where it was removed or pending at the loss of the group, and only there. A
 //! new group counts anew, so an entry is handed out at most as often as the limit for each group there was.
@@ -31,6 +35,8 @@ pub(crate) struct Evidence<'run> {
     pub(crate) content: &'run Content,
     pub(crate) removals: &'run Removals,
     pub(crate) history: &'run History,
+    /// Outages in which leases of orders may have run out.
+    pub(crate) lapses: Vec<(u64, u64)>,
 }
 
 /// What is wrong with an entry, or in general.
@@ -126,7 +132,8 @@ impl Evidence<'_> {
         if let Some(after) = had.iter().find(|hand_out| hand_out.at > buried.at.milliseconds + 1) {
             problems.push(format!("buried at {}, and handed out after that: {after:?}", buried.at));
         }
-        let ends = self.ends_in_trouble(buried.origin.milliseconds, buried.at.milliseconds);
+        let (from, until) = (buried.origin.milliseconds, buried.at.milliseconds);
+        let ends = self.ends_in_trouble(from, until) + self.lapses(from, until);
         let limit = Lane::Orders.max_deliveries();
         let expected = if buried.is_given_up {
             totals.given_up += 1;
@@ -145,7 +152,7 @@ impl Evidence<'_> {
         totals.missed += missed;
         totals.excused += u64::from(missed > 0);
         if missed > ends {
-            problems.push(format!("buried {missed} hand-outs early, and {ends} consumers ended in trouble meanwhile"));
+            problems.push(format!("buried {missed} hand-outs early, and only {ends} ends in trouble met it"));
         }
     }
 
@@ -153,6 +160,12 @@ impl Evidence<'_> {
     fn ends_in_trouble(&self, from: u64, until: u64) -> u64 {
         let endings = self.books.endings(Lane::Orders);
         endings.filter(|(_, end)| end.troubled && end.from <= until && end.until >= from).count() as u64
+    }
+
+    /// In how many outages leases may have run out in a span of time.
+    pub(crate) fn lapses(&self, from: u64, until: u64) -> u64 {
+        let late = Lane::Orders.claim_idle().as_millis() as u64;
+        self.lapses.iter().filter(|lapse| lapse.0 <= until && lapse.1 + late >= from).count() as u64
     }
 
     fn judge_shifting(&self, name: Name, told: Told, totals: &mut Totals) -> Vec<String> {
@@ -235,16 +248,21 @@ impl Evidence<'_> {
 
     fn judge_duplicates(&self, totals: &mut Totals, findings: &mut Vec<Finding>) {
         // For each life: entries that it acknowledged and that came again all the same.
-        let mut came_again: BTreeMap<usize, Vec<Name>> = BTreeMap::new();
+        let mut again_after: BTreeMap<usize, Vec<Name>> = BTreeMap::new();
         for (name, hand_outs) in &self.books.hand_outs {
             for (at, hand_out) in hand_outs.iter().enumerate() {
                 *totals.hand_outs.entry(kind_of(hand_out.outcome)).or_default() += 1;
-                if name.lane() != Lane::Orders || !hand_out.outcome.is_done() || at + 1 == hand_outs.len() {
+                // It comes again to be buried, too.
+                let came_again = at + 1 < hand_outs.len() || !self.content.buried(*name).is_empty();
+                if name.lane() != Lane::Orders || !hand_out.outcome.is_done() || !came_again {
                     continue;
                 }
                 totals.duplicates += 1;
-                if hand_out.outcome == Outcome::Acked(true) {
-                    came_again.entry(hand_out.life).or_default().push(*name);
+                let came = hand_outs.get(at + 1).map_or(u64::MAX, |next| next.at);
+                if self.lapses(hand_out.at, came) > 0 {
+                    totals.duplicates_bound += 1;
+                } else if hand_out.outcome == Outcome::Acked(true) {
+                    again_after.entry(hand_out.life).or_default().push(*name);
                 }
             }
             let unsure = |hand_out: &&HandOut| matches!(hand_out.outcome, Outcome::Acked(false) | Outcome::Acking);
@@ -259,7 +277,7 @@ impl Evidence<'_> {
                 continue;
             }
             totals.duplicates_bound += end.unconfirmed;
-            let again = came_again.get(&number).map_or(&[][..], Vec::as_slice);
+            let again = again_after.get(&number).map_or(&[][..], Vec::as_slice);
             if again.len() as u64 > end.unconfirmed {
                 let problem = format!(
                     "{} entries came again that {} had acknowledged, and it ended like this: {end}",

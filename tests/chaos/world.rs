@@ -134,7 +134,10 @@ impl World {
     /// Judges what has happened, and fails with the stories of what went wrong. Everything is to have come `wanted` times.
     pub(crate) fn judge(self, wanted: u64) -> Server {
         let (books, content) = (self.ledger.close(), Content::of(&self.server));
-        let evidence = Evidence { books: &books, content: &content, removals: &self.removals, history: &self.history };
+        let (removals, history) = (&self.removals, &self.history);
+        // A lease that is not renewed is half of `claim_idle` old at most, and who was cut off takes a moment to come back.
+        let lapses = history.longer_than(Lane::Orders.claim_idle().as_millis() as u64 / 4);
+        let evidence = Evidence { books: &books, content: &content, removals, history, lapses };
         let (totals, findings) = evidence.judge();
         report::table(&evidence, &totals, &self.network);
         if !findings.is_empty() {
