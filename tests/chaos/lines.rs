@@ -1,4 +1,5 @@
-//! The ways to the server: RESP3 and RESP2 over TCP, a Unix socket, and TLS; all but the socket through a fault proxy.
+//! The ways to the server: RESP3 and RESP2 over TCP, a Unix socket, and TLS where there is any; all but the socket through a
+//! fault proxy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,15 +91,18 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// `certificates` are the server's.
-    pub(crate) fn new(server: &Server, certificates: &Certificates) -> Network {
+    /// `certificates` are the server's, if it speaks TLS.
+    pub(crate) fn new(server: &Server, certificates: Option<&Certificates>) -> Network {
         let mut network = Network { lines: Vec::new(), proxies: Vec::new() };
         network.add(Kind::Resp3, server.port(), PathBuf::new());
         network.add(Kind::Resp2, server.port(), PathBuf::new());
         network.lines.push(Line { kind: Kind::Unix, port: 0, path: server.unix_path() });
         #[cfg(feature = "tls")]
-        network.add(Kind::Tls, server.tls_port(), certificates.ca());
-        let _ = certificates;
+        if let Some(certificates) = certificates {
+            network.add(Kind::Tls, server.tls_port(), certificates.ca());
+        }
+        #[cfg(not(feature = "tls"))]
+        assert!(certificates.is_none(), "without TLS there is nobody to show certificates to");
         network
     }
 

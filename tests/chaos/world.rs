@@ -42,7 +42,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(server: Server, certificates: &Certificates, seed: u64) -> World {
+    pub(crate) fn new(server: Server, certificates: Option<&Certificates>, seed: u64) -> World {
         let network = Network::new(&server, certificates);
         for lane in Lane::ALL {
             network.line(0).stream().create_input_stream(&lane.input()).unwrap();
