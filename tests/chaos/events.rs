@@ -16,6 +16,19 @@ const LONGEST_PILE: Duration = Duration::from_millis(1500);
 /// How often a run tells where it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
+/// Kinds of events that break connections, and how long a connection may take to break after one, in milliseconds.
+const BREAKING: [&str; 8] = [
+    "server killed",
+    "all clients killed",
+    "one client killed",
+    "cut within bytes",
+    "reset",
+    "closed",
+    "swallowed",
+    "refused",
+];
+const UNTIL_IT_BREAKS: u64 = 200;
+
 type Happen<'run> = fn(&mut Torturer<'run>, Duration) -> Option<String>;
 
 /// Tortures the server, the lines and the consumers.
@@ -273,6 +286,12 @@ impl History {
     pub(crate) fn longer_than(&self, least: u64) -> Vec<(u64, u64)> {
         let events = self.events.lock().unwrap();
         events.iter().map(|event| (event.from, event.until)).filter(|(from, until)| until - from > least).collect()
+    }
+
+    /// Whether connections may have broken in a span of time.
+    pub(crate) fn may_have_broken(&self, from: u64, until: u64) -> bool {
+        let events = self.between(from.saturating_sub(UNTIL_IT_BREAKS), until);
+        events.iter().any(|event| BREAKING.contains(&event.kind))
     }
 
     pub(crate) fn between(&self, from: u64, until: u64) -> Vec<Event> {

@@ -156,10 +156,12 @@ impl Evidence<'_> {
         }
     }
 
-    /// How many consumers of the orders ended in trouble in a span of time.
+    /// How many consumers of the orders ended in trouble in a span of time. A connection that breaks while its consumer ends
+    /// tells nobody.
     fn ends_in_trouble(&self, from: u64, until: u64) -> u64 {
-        let endings = self.books.endings(Lane::Orders);
-        endings.filter(|(_, end)| end.troubled && end.from <= until && end.until >= from).count() as u64
+        let endings = self.books.endings(Lane::Orders).map(|(_, end)| end);
+        let endings = endings.filter(|end| end.from <= until && end.until >= from);
+        endings.filter(|end| end.troubled || self.history.may_have_broken(end.from, end.until)).count() as u64
     }
 
     /// In how many outages leases may have run out in a span of time.
@@ -258,7 +260,8 @@ impl Evidence<'_> {
                     continue;
                 }
                 totals.duplicates += 1;
-                let came = hand_outs.get(at + 1).map_or(u64::MAX, |next| next.at);
+                let buried = self.content.buried(*name).first().map(|buried| buried.at.milliseconds);
+                let came = hand_outs.get(at + 1).map(|next| next.at).or(buried).unwrap_or(u64::MAX);
                 if self.lapses(hand_out.at, came) > 0 {
                     totals.duplicates_bound += 1;
                 } else if hand_out.outcome == Outcome::Acked(true) {
