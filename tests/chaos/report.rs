@@ -52,8 +52,8 @@ pub(crate) fn table(evidence: &Evidence<'_>, totals: &Totals, network: &Network)
     say("dead letters");
     row("all", totals.buried);
     row("of orders, given up by handlers", totals.given_up);
-    row("of orders, that met no end in trouble", totals.exact);
-    row("of orders, early and excused", totals.excused);
+    row("of orders, with all their hand-outs", totals.exact);
+    row("of orders, early by ends in trouble", totals.excused);
     row("hand-outs that those missed", totals.missed);
     say("duplicates");
     row("of orders", totals.duplicates);

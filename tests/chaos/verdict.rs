@@ -8,8 +8,8 @@
 //!   too many before it is buried (late).
 //! - A dead letter by the limit has had all numbers (not early), except for those that were marked when a consumer ended in
 //!   trouble: it was killed, or its end did not reach the server, and what it had queued is counted although no handler had
-//!   it. Such an end costs an entry that it meets one number, and the ends that met it are those between the entry's
-//!   publication and its burial. Without one the count is exact. That no handler had it at all is not excused by anything.
+//!   it. Such an end costs an entry that it meets one number, and it met it between the hand-outs before and after. Without one
+//!   the count is exact. That no handler had it at all is not excused by anything.
 //! - An entry comes again after `ack()` took it, to a handler or to be buried, only if the acknowledgement did not reach the
 //!   server: as many entries of a consumer's life as `close()` said, none if it said `Ok`; for one that was killed or
 //!   dropped, as many as were acknowledged and not confirmed by then.
@@ -54,11 +54,10 @@ pub(crate) struct Totals {
     pub(crate) out_of_memory: u64,
     pub(crate) buried: u64,
     pub(crate) given_up: u64,
-    /// Dead letters that met no consumer's end in trouble, so that their count was exact.
+    /// Dead letters of the orders that had all their hand-outs, those that did not, and how many those missed.
     pub(crate) exact: u64,
-    /// Hand-outs that dead letters missed, and how many were excused.
-    pub(crate) missed: u64,
     pub(crate) excused: u64,
+    pub(crate) missed: u64,
     pub(crate) hand_outs: BTreeMap<&'static str, u64>,
     pub(crate) duplicates: u64,
     pub(crate) duplicates_bound: u64,
@@ -132,8 +131,6 @@ impl Evidence<'_> {
         if let Some(after) = had.iter().find(|hand_out| hand_out.at > buried.at.milliseconds + 1) {
             problems.push(format!("buried at {}, and handed out after that: {after:?}", buried.at));
         }
-        let (from, until) = (buried.origin.milliseconds, buried.at.milliseconds);
-        let ends = self.ends_in_trouble(from, until) + self.lapses(from, until);
         let limit = Lane::Orders.max_deliveries();
         let expected = if buried.is_given_up {
             totals.given_up += 1;
@@ -147,13 +144,28 @@ impl Evidence<'_> {
         if buried.deliveries != expected || buried.deliveries > limit {
             problems.push(format!("buried after {} deliveries of {limit}", buried.deliveries));
         }
-        let missed = expected.saturating_sub(had.len() as u64);
-        totals.exact += u64::from(ends == 0);
-        totals.missed += missed;
+        let missed = self.judge_numbers(had, buried, expected, problems);
+        totals.exact += u64::from(missed == 0);
         totals.excused += u64::from(missed > 0);
-        if missed > ends {
-            problems.push(format!("buried {missed} hand-outs early, and only {ends} ends in trouble met it"));
+        totals.missed += missed;
+    }
+
+    /// Numbers of hand-outs that no handler had: each was marked by a consumer whose end came between the hand-outs before
+    /// and after. How many there are.
+    fn judge_numbers(&self, had: &[HandOut], buried: &Buried, expected: u64, problems: &mut Vec<String>) -> u64 {
+        let times: BTreeMap<u64, u64> = had.iter().map(|hand_out| (hand_out.number, hand_out.at)).collect();
+        let (mut from, mut before, mut missed) = (buried.origin.milliseconds, 0, 0);
+        let burial = [(expected + 1, buried.at.milliseconds)];
+        for (number, at) in times.range(..=expected).map(|(number, at)| (*number, *at)).chain(burial) {
+            let gap = number - before - 1;
+            let ends = if gap > 0 { self.ends_in_trouble(from, at) + self.lapses(from, at) } else { 0 };
+            if gap > ends {
+                problems
+                    .push(format!("buried without its hand-outs from {} on: {gap} of them, {ends} ends", before + 1));
+            }
+            (from, before, missed) = (at, number, missed + gap);
         }
+        missed
     }
 
     /// How many consumers of the orders ended in trouble in a span of time. A connection that breaks while its consumer ends
