@@ -55,7 +55,6 @@ impl Job<'_> {
     pub(crate) fn start(&self, random: &mut Random) -> Option<Consumer> {
         let mut input = self.lane.input();
         if let Some(name) = self.consumer {
-            journal::forget(name);
             input = input.consumer(name);
         }
         // What is left comes to who comes back under the name, or to all after a while.
@@ -110,6 +109,7 @@ fn end(consumer: Consumer, record: &dyn Record, random: &mut Random) -> Ending {
         (_, Ok(())) => record.acks().saturating_sub(stats.acked),
     };
     let troubled = unconfirmed > 0 || took >= GENTLE_END || journal::is_troubled(&name);
+    journal::forget(&name);
     Ending { how, from, until: now(), unconfirmed, troubled, stats }
 }
 

@@ -6,13 +6,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{Direction, Proxy, Server};
+use crate::journal;
 use crate::lines::Network;
+use crate::messages::Lane;
 use crate::processes::Processes;
 use crate::removals::{self, Removals};
 use crate::tools::{Random, now, say};
 
-/// Faults of the lines pile up at times, but no longer than this: leases of the orders hold through it.
-const LONGEST_PILE: Duration = Duration::from_millis(1500);
+/// After so long of it, consumers come back to the server before it goes on.
+const REST_AFTER: Duration = Duration::from_secs(2);
+/// Nobody takes that long to come back.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// A lease that is not renewed is half of `claim_idle` old at most when a fault begins. What lasts for longer than this may
+/// outlast it.
+const LEASES_HOLD: Duration = Duration::from_millis(Lane::Orders.claim_idle().as_millis() as u64 / 2 - 500);
 /// How often a run tells where it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -39,7 +46,8 @@ pub(crate) struct Torturer<'run> {
     pub(crate) removals: &'run Removals,
     pub(crate) history: &'run History,
     pub(crate) random: Random,
-    pub(crate) healed: Instant,
+    /// When consumers were last known to be in reach of the server.
+    pub(crate) rested: u64,
 }
 
 impl<'run> Torturer<'run> {
@@ -74,9 +82,12 @@ impl<'run> Torturer<'run> {
                 deck = self.shuffled();
             }
             let (kind, happen) = Self::KINDS[deck.pop().unwrap_or_default()];
-            if self.random.one_in(2) || self.healed.elapsed() > LONGEST_PILE {
+            // Faults of the lines pile up at times.
+            if self.random.one_in(2) {
                 self.network.heal();
-                self.healed = Instant::now();
+            }
+            if now() - self.rested > REST_AFTER.as_millis() as u64 {
+                self.rest();
             }
             let (from, pause) = (now(), Duration::from_millis(self.random.between(20, 900)));
             if let Some(story) = happen(self, pause) {
@@ -89,7 +100,21 @@ impl<'run> Torturer<'run> {
             }
             thread::sleep(Duration::from_millis(self.random.between(20, 300)));
         }
+        self.rest();
+    }
+
+    /// Ends the faults of the lines, and waits until consumers are back.
+    fn rest(&mut self) {
         self.network.heal();
+        let started = Instant::now();
+        while journal::is_any_troubled() && started.elapsed() < LONGEST_REST {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let rested = now();
+        if rested - self.rested > LEASES_HOLD.as_millis() as u64 {
+            self.history.lapses.lock().unwrap().push((self.rested, rested));
+        }
+        self.rested = rested;
     }
 
     fn shuffled(&mut self) -> Vec<usize> {
@@ -248,6 +273,8 @@ impl<'run> Torturer<'run> {
 #[derive(Default)]
 pub(crate) struct History {
     events: Mutex<Vec<Event>>,
+    /// When some consumer was, or may have been, out of reach for longer than leases of the orders hold.
+    pub(crate) lapses: Mutex<Vec<(u64, u64)>>,
 }
 
 #[derive(Clone)]
@@ -280,12 +307,6 @@ impl History {
     fn fewest(&self, kinds: &[&'static str]) -> usize {
         let counts = self.counts();
         kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or_default()).min().unwrap_or_default()
-    }
-
-    /// When something lasted for longer than this many milliseconds.
-    pub(crate) fn longer_than(&self, least: u64) -> Vec<(u64, u64)> {
-        let events = self.events.lock().unwrap();
-        events.iter().map(|event| (event.from, event.until)).filter(|(from, until)| until - from > least).collect()
     }
 
     /// Whether connections may have broken in a span of time.

@@ -35,7 +35,12 @@ pub(crate) fn is_troubled(consumer: &str) -> bool {
     JOURNAL.state.lock().unwrap().troubled.contains(consumer)
 }
 
-/// A new consumer begins under this name.
+/// Whether any consumer of this process is out of reach of the server.
+pub(crate) fn is_any_troubled() -> bool {
+    !JOURNAL.state.lock().unwrap().troubled.is_empty()
+}
+
+/// A consumer has ended, and what was known about it is no longer of interest.
 pub(crate) fn forget(consumer: &str) {
     JOURNAL.state.lock().unwrap().troubled.remove(consumer);
 }

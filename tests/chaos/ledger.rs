@@ -27,6 +27,13 @@ impl Told {
         }
     }
 
+    pub(crate) fn id(self) -> Option<EntryId> {
+        match self {
+            Told::Confirmed(id) => Some(id),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_refusal(self) -> bool {
         matches!(self, Told::NotSent | Told::OutOfMemory)
     }

@@ -47,9 +47,9 @@ impl Lane {
         }
     }
 
-    pub(crate) fn claim_idle(self) -> Duration {
+    pub(crate) const fn claim_idle(self) -> Duration {
         match self {
-            Lane::Orders => Duration::from_secs(8),
+            Lane::Orders => Duration::from_secs(10),
             Lane::Shifting => Duration::from_secs(1),
         }
     }

@@ -70,6 +70,12 @@ impl Removals {
         self.removed.lock().unwrap().get(&name).copied()
     }
 
+    /// What was removed under an id.
+    pub(crate) fn removed_as(&self, id: EntryId) -> Vec<String> {
+        let removed = self.removed.lock().unwrap();
+        removed.iter().filter(|(_, its)| **its == id).map(|(name, _)| name.to_string()).collect()
+    }
+
     /// Whether nobody can be expected to handle it.
     pub(crate) fn excuse(&self, name: Name, id: EntryId) -> bool {
         self.removed(name).is_some()

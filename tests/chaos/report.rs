@@ -26,7 +26,7 @@ pub(crate) fn table(evidence: &Evidence<'_>, totals: &Totals, network: &Network)
     for (kind, count) in history.counts() {
         row(kind, count as u64);
     }
-    row("outages that leases may not outlive", evidence.lapses.len() as u64);
+    row("times in which leases may have run out", evidence.lapses.len() as u64);
     say("messages");
     row("confirmed", totals.confirmed);
     row("of unknown outcome", totals.unknown);
@@ -115,7 +115,13 @@ fn tell_story(finding: &Finding, evidence: &Evidence<'_>) {
     let (ids, buried, hand_outs) = (content.ids(name), content.buried(name), books.hand_outs(name));
     say(&format!("  its publisher was told {:?}", books.told.get(&name)));
     say(&format!("  in the stream as {ids:?}, removed as {:?}, buried as {buried:?}", removals.removed(name)));
-    let published = ids.iter().copied().chain(hand_outs.iter().map(|hand_out| hand_out.id)).min();
+    let told = books.told.get(&name).and_then(|told| told.id());
+    if let Some(told) = told {
+        let others = content.entries.iter().filter(|(other, ids)| other.lane() == name.lane() && ids.contains(&told));
+        let others: Vec<String> = others.map(|(other, _)| other.to_string()).collect();
+        say(&format!("  under {told} there are {others:?}, and were {:?}", removals.removed_as(told)));
+    }
+    let published = ids.iter().copied().chain(hand_outs.iter().map(|hand_out| hand_out.id)).chain(told).min();
     let mut lines = Vec::new();
     for hand_out in hand_outs {
         let consumer = &books.lives[hand_out.life].consumer;

@@ -14,9 +14,9 @@
 //!   server: as many entries of a consumer's life as `close()` said, none if it said `Ok`; for one that was killed or
 //!   dropped, as many as were acknowledged and not confirmed by then.
 //!
-//! A busy machine may take so long to bring a killed server back that leases of orders run out after all. Entries that were
-//! with a handler or queued then are handed out to others, and each such outage costs an entry that it meets what the end of
-//! a consumer costs it.
+//! A busy machine may take so long to bring consumers back to the server that leases of orders run out after all. Entries
+//! that were with a handler or queued then are handed out to others, and each such time costs an entry that it meets what
+//! the end of a consumer costs it.
 //!
 //! On the shifting stream an entry may be lost where it was removed or pending at the loss of the group, and only there. A
 //! new group counts anew, so an entry is handed out at most as often as the limit for each group there was.
@@ -35,7 +35,7 @@ pub(crate) struct Evidence<'run> {
     pub(crate) content: &'run Content,
     pub(crate) removals: &'run Removals,
     pub(crate) history: &'run History,
-    /// Outages in which leases of orders may have run out.
+    /// Times in which leases of orders may have run out.
     pub(crate) lapses: Vec<(u64, u64)>,
 }
 

@@ -98,7 +98,7 @@ impl World {
             removals: &self.removals,
             history: &self.history,
             random: Random::new(self.seed ^ 1 << 50),
-            healed: Instant::now(),
+            rested: now(),
         }
     }
 
@@ -135,8 +135,7 @@ impl World {
     pub(crate) fn judge(self, wanted: u64) -> Server {
         let (books, content) = (self.ledger.close(), Content::of(&self.server));
         let (removals, history) = (&self.removals, &self.history);
-        // A lease that is not renewed is half of `claim_idle` old at most, and who was cut off takes a moment to come back.
-        let lapses = history.longer_than(Lane::Orders.claim_idle().as_millis() as u64 / 4);
+        let lapses = std::mem::take(&mut *history.lapses.lock().unwrap());
         let evidence = Evidence { books: &books, content: &content, removals, history, lapses };
         let (totals, findings) = evidence.judge();
         report::table(&evidence, &totals, &self.network);
