@@ -82,7 +82,7 @@
 //! | dropped, left, released, to be retried | n | n | pending for this consumer; anyone may claim it in its time | nothing |
 //! | found to be claimed | n | n | as before: looking touches nothing | nothing |
 //! | claimed, or read again after a restart | n | n + 1 | this consumer's queue; marked for hand-out n + 1 | one count |
-//! | given back unseen, when a consumer closes | n + 1 | n | pending; anyone may take it at once | one count, if the server is out of reach |
+//! | given back unseen, or on its way, when a consumer closes | n + 1 | n | pending; anyone may take it at once | one count, if the server is out of reach |
 //! | its next hand-out is the last one permitted | limit - 1 | limit - 1 | where it was: it is not read ahead | nothing |
 //! | ... and a handler is there for it | limit - 1 | limit | at the head of an empty queue | its last hand-out, if the process is killed before the handler takes it |
 //! | a handler had it for the last time | limit | - | the dead letter stream | nothing: it is in one of the two streams, or in both |
