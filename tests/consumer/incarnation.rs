@@ -99,7 +99,7 @@ fn an_ack_of_the_old_entry_that_is_queued_does_not_acknowledge_the_new_one() {
         for bench in every_bench() {
             // Nobody sends it before the reader's next request, which is there already.
             let mode = AckMode::Queued { max: 1_000, delay: 10 * LONG };
-            let input = bench.input().consumer("one").wait_timeout(LONG);
+            let input = bench.input().consumer("one").wait_timeout(LONG / 2);
             let consumer = bench.stream.consumer(input).claim(false).ack_mode(mode).spawn().unwrap();
             add(&bench, ID, "old");
             let old = next(&consumer);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::common::{Direction, wait_until};
-use crate::support::{LIMIT, Line, assert_quiet, next};
+use crate::common::Direction;
+use crate::support::{LIMIT, Line, next};
 
 /// What `socket_timeout` is by default, `wait_timeout`, and one entry.
 const FIRST_ENTRY: Duration = Duration::from_secs(60);
@@ -49,6 +49,8 @@ fn a_line_that_carries_one_entry_in_time_makes_progress() {
 #[cfg(feature = "tls")]
 mod far_away {
     use super::*;
+    use crate::common::wait_until;
+    use crate::support::assert_quiet;
     use log::Level;
     use step_redis::StreamInput;
 
