@@ -61,7 +61,7 @@ fn every_entry_is_accounted_for() {
 
     let certificates = (cfg!(feature = "tls") && server_speaks_tls()).then(Certificates::generate);
     // What is written anew often is loaded quickly, when there is much of it, too.
-    let server = Server::builder().append_only().config("auto-aof-rewrite-min-size", "4mb");
+    let server = Server::builder().unix().append_only().config("auto-aof-rewrite-min-size", "4mb");
     let server = server.config("auto-aof-rewrite-percentage", "50");
     let server = match &certificates {
         Some(certificates) => server.tls(certificates).start(),

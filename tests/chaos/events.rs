@@ -32,7 +32,7 @@ const BREAKING: [&str; 8] = [
     "reset",
     "closed",
     "swallowed",
-    "refused",
+    "turned away",
 ];
 const UNTIL_IT_BREAKS: u64 = 200;
 
@@ -64,7 +64,7 @@ impl<'run> Torturer<'run> {
         ("drip", Self::drip),
         ("delay", Self::delay),
         ("swallowed", Self::swallow),
-        ("refused", Self::refuse),
+        ("turned away", Self::turn_away),
         ("process killed", Self::kill_process),
         ("process restarted", Self::restart_process),
         ("group destroyed", Self::destroy_group),
@@ -132,12 +132,11 @@ impl<'run> Torturer<'run> {
         self.network.proxies.iter().for_each(|(_, proxy)| proxy.swallow(Direction::ToClient, true));
         thread::sleep(pause);
         for (_, proxy) in &self.network.proxies {
-            proxy.refuse(true);
-            proxy.reset();
+            turn_away(proxy);
         }
         thread::sleep(pause);
         self.network.heal();
-        self.history.note("all lines down", from, "every answer swallowed, then every connection refused".into());
+        self.history.note("all lines down", from, "every answer swallowed, then every connection turned away".into());
     }
 
     /// One of the lines, or at times all of them.
@@ -237,12 +236,9 @@ impl<'run> Torturer<'run> {
         Some(format!("{name} {direction:?} for {pause:?}"))
     }
 
-    fn refuse(&mut self, pause: Duration) -> Option<String> {
+    fn turn_away(&mut self, pause: Duration) -> Option<String> {
         let (name, lines) = self.lines();
-        for proxy in lines {
-            proxy.refuse(true);
-            proxy.reset();
-        }
+        lines.into_iter().for_each(turn_away);
         thread::sleep(pause);
         self.network.heal();
         Some(format!("{name} for {pause:?}"))
@@ -267,6 +263,12 @@ impl<'run> Torturer<'run> {
     fn trim_stream(&mut self, _: Duration) -> Option<String> {
         removals::trim_stream(self.server, self.removals, &mut self.random)
     }
+}
+
+/// Closes connections as soon as they are made. The port stays taken: another program's server could get it otherwise.
+fn turn_away(proxy: &Proxy) {
+    proxy.close_new(true);
+    proxy.reset();
 }
 
 /// The events so far.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use step_redis::{PoolParams, Protocol, StepPool, StepStream};
 
-use crate::common::{Certificates, Proxy, Server};
+use crate::common::{Certificates, Proxy, Server, Upstream};
 
 /// The limit of each wait for the server. Every call takes a small multiple of it at most.
 pub(crate) const LIMIT: Duration = Duration::from_millis(500);
@@ -94,8 +94,9 @@ impl Network {
     /// `certificates` are the server's, if it speaks TLS.
     pub(crate) fn new(server: &Server, certificates: Option<&Certificates>) -> Network {
         let mut network = Network { lines: Vec::new(), proxies: Vec::new() };
-        network.add(Kind::Resp3, server.port(), PathBuf::new());
-        network.add(Kind::Resp2, server.port(), PathBuf::new());
+        // Not to a port: while the server is down, another program's server could get it, and confirm what is sent there.
+        network.add(Kind::Resp3, server.unix_path(), PathBuf::new());
+        network.add(Kind::Resp2, server.unix_path(), PathBuf::new());
         network.lines.push(Line { kind: Kind::Unix, port: 0, path: server.unix_path() });
         #[cfg(feature = "tls")]
         if let Some(certificates) = certificates {
@@ -106,8 +107,8 @@ impl Network {
         network
     }
 
-    fn add(&mut self, kind: Kind, port: u16, path: PathBuf) {
-        let proxy = Proxy::start(port);
+    fn add(&mut self, kind: Kind, upstream: impl Into<Upstream>, path: PathBuf) {
+        let proxy = Proxy::start(upstream);
         self.lines.push(Line { kind, port: proxy.port(), path });
         self.proxies.push((kind.name(), proxy));
     }
