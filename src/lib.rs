@@ -90,12 +90,14 @@
 //! So without crashes a dead letter was in a handler exactly `max_deliveries` times. A process that is killed, or cut off
 //! from the server for longer than [`claim_idle`](StreamInput::claim_idle), costs the entries it had queued one count each,
 //! at most `prefetch + 2 * batch` of them, although no handler had them; they may become dead letters a hand-out earlier, but
-//! never without the last one: an entry that has only one hand-out left is taken from the server when the queue is empty and
-//! a handler waits for it in an iterator; or, where handlers take from [`Consumer::receiver`], which nobody sees, when no other
-//! such entry is in a handler. With `max_deliveries(1)` that is every entry. Once such an entry is acknowledged, iterators
-//! hand out nothing until the server has confirmed that, for a second at most.
+//! never without the last one. An entry that has only one hand-out left is taken from the server when the queue is empty, a
+//! handler waits for it in an iterator, and no other such entry has been in a handler for less than a second: one of them may
+//! bring the process down. Where handlers take from [`Consumer::receiver`], nobody sees them wait, and the empty queue must do.
+//! With `max_deliveries(1)` that is every entry, and each handler that takes from an iterator may have one. Once such an entry
+//! is acknowledged, iterators hand out nothing until the server has confirmed that, for a second at most.
 //!
-//! An entry that was taken over by another consumer while it was queued here is not handed out. The guard of a delivery that
+//! An entry that was taken over by another consumer while it was queued here is not handed out by iterators, and comes from a
+//! receiver as a delivery that settles nothing. The guard of a delivery that
 //! is no longer this consumer's settles nothing, and neither does that of an entry whose stream was deleted and made again,
 //! though the ids may be the same.
 //!
