@@ -51,7 +51,7 @@ pub struct Connection {
     replies: ReplyBuffer,
     /// Replies that the server still owes. A connection that is given back with any is not used again.
     owed: usize,
-    /// So many of them are for commands that have left.
+    /// How many of them are for commands that have left.
     under_way: usize,
     /// Whether the peer has ever answered. What comes before the first request is its word on the connection.
     greeted: bool,

@@ -13,7 +13,7 @@ pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settle
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///
 /// **Dropping a delivery acknowledges nothing.** The entry stays pending, and comes again: to this consumer when it starts
-/// anew, or to another one once it lay idle for [`claim_idle`](crate::StreamInput::claim_idle). So an early return with `?` and a
+/// again, or to another one once it lay idle for [`claim_idle`](crate::StreamInput::claim_idle). So an early return with `?` and a
 /// panic in the handler are safe. [`on_drop`](Delivery::on_drop) chooses otherwise.
 ///
 /// The methods that end a delivery consume it: [`ack`](Delivery::ack) when the work is done,

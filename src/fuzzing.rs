@@ -8,7 +8,7 @@ use crate::entry::{self, Entry, EntryId};
 use crate::params::PoolParams;
 use crate::resp::{Cursor, Malformed, Scanner, Unacceptable};
 
-/// A decoded reply may take so many times the bytes it came in.
+/// A decoded reply may take this many times the bytes it came in.
 const MOST_GROWTH: usize = 64;
 
 /// Finds and decodes replies that stand one behind the other, in one piece and in small pieces. What our decoder accepts,

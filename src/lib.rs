@@ -51,7 +51,7 @@
 //!
 //! Only by [`Delivery::ack`], or by the two settings that ask for it by name: [`OnDrop::Ack`] for what an iterator has
 //! handed out, and never while the thread is panicking. A delivery that is dropped, by the end of a scope, by `?` or by a
-//! panic, leaves its entry pending at the server, and it comes again: to a consumer of the same name when it starts anew,
+//! panic, leaves its entry pending at the server, and it comes again: to a consumer of the same name when it starts again,
 //! or to any other once it lay idle for [`claim_idle`](StreamInput::claim_idle). [`release`](Delivery::release) offers it at
 //! once, [`retry_after`](Delivery::retry_after) later, and [`dead_letter`](Delivery::dead_letter) moves it aside.
 //!
@@ -174,7 +174,7 @@
 //! # }
 //! ```
 //!
-//! A certificate that is made out to another name than the one it is reached under needs `server_name`. What else `rustls`
+//! A certificate that is valid for another name than the one it is reached under needs `server_name`. What else `rustls`
 //! can do, a ready `Arc<rustls::ClientConfig>` brings along (`client_config`). Files are read once, when the pool is made;
 //! what is wrong with one of them, or with the server's certificate, is one sentence that names the file and the step.
 //! `cargo run --example tls` shows it with certificates on both sides, and needs nothing prepared.

@@ -24,7 +24,7 @@ use crate::stream::{StepStream, check_message, conclude_add};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use turn::{Caller, HandOver, NotReady, RoundTrip, Told, Wake};
 
-/// This many messages wait for their turn at most; who comes then waits for room.
+/// This many messages wait for their turn at most; later callers block until there is room.
 const QUEUE_MESSAGES: usize = 1024;
 
 /// Publishes for many threads over one connection; made by [`StepStream::publisher`]. Clones share it.

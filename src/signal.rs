@@ -49,7 +49,7 @@ impl Signal {
 
     /// Has those who wait look around.
     pub(crate) fn nudge(&self) {
-        // Under the lock, so that nobody is between looking and lying down.
+        // Under the lock, so that nobody is between looking and going to sleep.
         let _set = lock(&self.0.set);
         self.0.waiters.notify_all();
     }

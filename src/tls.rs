@@ -58,7 +58,7 @@ pub(crate) fn client_config(params: &TlsParams) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The name that the server's certificate must be made out to: `server_name`, or else the host.
+/// The name that the server's certificate must be valid for: `server_name`, or else the host.
 pub(crate) fn server_name(params: &TlsParams, host: &str) -> Result<ServerName<'static>> {
     let (item, name) = match &params.server_name {
         Some(name) => ("server_name", name.as_str()),
@@ -67,8 +67,7 @@ pub(crate) fn server_name(params: &TlsParams, host: &str) -> Result<ServerName<'
     // The zone says which interface to use; it is no part of the address in a certificate.
     let address = name.split('%').next().filter(|address| address.contains(':')).unwrap_or(name);
     ServerName::try_from(address.to_owned()).map_err(|error| {
-        let reason =
-            format!("`{name}` is neither a host name nor an IP address that a certificate could be made out to");
+        let reason = format!("`{name}` is neither a host name nor an IP address that a certificate could be valid for");
         fault(item, reason, Some(cause(error)))
     })
 }

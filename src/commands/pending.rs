@@ -30,7 +30,7 @@ pub(crate) fn autoclaim(
         .arg(&*key.group)
         .arg(&*key.consumer)
         .number(milliseconds(min_idle));
-    // The server sets memory aside for so many; what is missing comes with the next step.
+    // The server sets memory aside for this many; what is missing comes with the next step.
     push_id(command, start).arg("COUNT").number(count.min(MOST_CLAIMED) as u64);
     let mut claimed = connection.request()?.decode("XAUTOCLAIM", entry::claimed)?;
     if claimed.deleted_unnamed > 0 {

@@ -12,7 +12,7 @@ pub enum AckMode {
     ///
     /// An entry whose acknowledgement was not confirmed before the process ended comes again.
     Queued {
-        /// So many are sent without waiting for more.
+        /// This many are sent without waiting for more.
         max: usize,
         /// The longest time that one waits for others.
         delay: Duration,
@@ -31,7 +31,7 @@ impl Default for AckMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnGroupLoss {
-    /// Creates the group anew (`XGROUP CREATE ... MKSTREAM`), to go on behind the last entry this consumer saw, or at the
+    /// Creates the group again (`XGROUP CREATE ... MKSTREAM`), to go on behind the last entry this consumer saw, or at the
     /// input's [`StartId`](crate::StartId) when it saw none (`New` is what was new when it started). The default.
     ///
     /// With the group, the server has forgotten what was pending: what is in a handler here can be finished, but what was
@@ -97,7 +97,7 @@ pub struct ConsumerStats {
     pub missed: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// Groups created anew after they were lost.
+    /// Groups created again after they were lost.
     pub groups_recreated: u64,
     /// Deliveries in the channel that nobody has asked for yet.
     pub queued: usize,

@@ -490,7 +490,7 @@ impl Reader {
         let key = &shared.key;
         if created {
             shared.counters.groups_recreated.add(1);
-            log::warn!("group {} of stream {} was gone and is created anew", key.group, key.stream_id);
+            log::warn!("group {} of stream {} was gone and is created again", key.group, key.stream_id);
         }
         Ok(())
     }

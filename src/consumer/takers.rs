@@ -12,7 +12,7 @@ pub(super) struct Takers {
     taken: AtomicU64,
     /// An iterator has found nothing, and did not stay to wait.
     came_by: AtomicBool,
-    /// So many threads want to know what handlers do.
+    /// This many threads want to know what handlers do.
     pub(super) watchers: AtomicUsize,
 }
 

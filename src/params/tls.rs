@@ -54,7 +54,7 @@ pub struct TlsParams {
     /// needs [`server_name`](TlsParams::server_name); this is for neither.
     pub danger_accept_invalid_certs: bool,
 
-    /// The name that the server's certificate must be made out to, and that is sent to the server (SNI), instead of
+    /// The name that the server's certificate must be valid for, and that is sent to the server (SNI), instead of
     /// [`PoolParams::host`](super::PoolParams::host). A host name or an IP address. Default: none.
     pub server_name: Option<String>,
 

@@ -1,4 +1,4 @@
-//! Places: room for so many connections, lent by r2d2.
+//! Places: room for this many connections, lent by r2d2.
 //!
 //! r2d2 connects when it is asked and when it is not, and keeps to itself what it failed with. So it lends places, which are
 //! made at once and never break: who holds one decides when a connection is opened in it, and who waits is woken by the
@@ -41,7 +41,7 @@ impl r2d2::ManageConnection for Manager {
     }
 }
 
-/// So many places, all of them empty.
+/// This many places, all of them empty.
 pub(super) fn places(count: u32, thread: Arc<ScheduledThreadPool>) -> Result<r2d2::Pool<Manager>> {
     r2d2::Pool::builder()
         .max_size(count)

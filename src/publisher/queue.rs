@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::batch::Batch;
 
-/// With this much waiting for its turn, who comes then waits for room.
+/// With this much waiting for its turn, later callers block until there is room.
 const MOST_BYTES: usize = 1024 * 1024;
 /// How long a turn waits for callers who are likely to come: a quarter of the last round trip, within these bounds. The
 /// shortest is what it takes a few threads to wake up.

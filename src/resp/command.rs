@@ -14,7 +14,7 @@ impl<'a> Command<'a> {
         Command::part(out, arguments)
     }
 
-    /// So many arguments of a command that somebody else starts.
+    /// This many arguments of a command that somebody else starts.
     pub(crate) fn part(out: &'a mut Vec<u8>, arguments: usize) -> Command<'a> {
         Command { out, missing: arguments }
     }

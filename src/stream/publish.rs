@@ -9,11 +9,11 @@ use crate::endpoint::StreamOutput;
 use crate::entry::{EntryId, Message};
 use crate::error::{Error, Result};
 
-/// A batch is sent in pieces of at most so many messages, or bytes if those come first; while one piece is on its way, the
+/// A batch is sent in pieces of at most this many messages, or bytes if those come first; while one piece is on its way, the
 /// next is made.
 const PIECE_MESSAGES: usize = 128;
 const PIECE_BYTES: usize = 64 * 1024;
-/// Room is made in advance for so many ids at most, whatever the iterator promises.
+/// Room is made in advance for this many ids at most, whatever the iterator promises.
 const MOST_EXPECTED: usize = 64 * 1024;
 
 impl StepStream {

@@ -175,14 +175,14 @@ fn certificate(cause: &CertificateError, params: &TlsParams) -> String {
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             format!(
-                "the server's certificate is not made out to `{}` but to {}: connect under such a name, or set \
+                "the server's certificate is not valid for `{}` but for {}: connect under such a name, or set \
                  `server_name`",
                 expected.to_str(),
                 names(presented)
             )
         }
         CertificateError::NotValidForName => {
-            "the server's certificate is made out to another name: connect under that one, or set `server_name`".to_owned()
+            "the server's certificate is valid for another name: connect under that one, or set `server_name`".to_owned()
         }
         CertificateError::ExpiredContext { time, not_after } => format!(
             "the server's certificate expired {} ago: renew it there, or correct the clock here",

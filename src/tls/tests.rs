@@ -416,7 +416,7 @@ fn a_refused_server_is_explained() {
     let table = [
         (&good, &stranger, "localhost", "none of the authorities in ca_certs (bytes)"),
         (&good, &renewed, "localhost", "it may be an older or a newer one"),
-        (&good, &trusting, "127.0.0.1", "is not made out to `127.0.0.1` but to `localhost`:"),
+        (&good, &trusting, "127.0.0.1", "is not valid for `127.0.0.1` but for `localhost`:"),
         (&many, &trusting, "localhost", "`name-7`, 12 more:"),
         (&expired, &trusting, "localhost", "days ago: renew it there, or correct the clock here"),
         (&early, &trusting, "localhost", "becomes valid only in"),

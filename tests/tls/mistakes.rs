@@ -68,7 +68,7 @@ fn an_expired_certificate() {
 fn a_wrong_host_name() {
     let certificates = Certificates::for_host("elsewhere.example");
     let error = refused(params(&server(&certificates), trusting(&certificates)));
-    assert_refused_for_good(&error, "is not made out to `127.0.0.1` but to `elsewhere.example`");
+    assert_refused_for_good(&error, "is not valid for `127.0.0.1` but for `elsewhere.example`");
 }
 
 #[test]

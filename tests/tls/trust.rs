@@ -68,7 +68,7 @@ fn a_certificate_made_out_to_another_name_is_accepted_under_that_name() {
     let server = server(&certificates);
     works(params(&server, trusting(&certificates).server_name("elsewhere.example")));
     let error = refused(params(&server, trusting(&certificates).server_name("nowhere.example")));
-    assert!(with_causes(&error).contains("is not made out to `nowhere.example`"), "{}", with_causes(&error));
+    assert!(with_causes(&error).contains("is not valid for `nowhere.example`"), "{}", with_causes(&error));
     let error = refused(params(&server, trusting(&certificates).server_name("no name")));
     assert!(matches!(&error, Error::Tls { item, .. } if **item == *"server_name"), "{error:?}");
 }
@@ -99,7 +99,7 @@ fn a_url_says_it_all() {
 
     // Without its own name, the certificate is not this server's; with `none`, nobody looks.
     let url = url.replace("&ssl_server_name=elsewhere.example", "");
-    assert!(with_causes(&refused(PoolParams::from_url(&url).unwrap())).contains("is not made out to"));
+    assert!(with_causes(&refused(PoolParams::from_url(&url).unwrap())).contains("is not valid for"));
     works(PoolParams::from_url(&format!("{url}&ssl_cert_reqs=none")).unwrap());
     assert_eq!(PoolParams::from_url("rediss://host").unwrap().port, 6379);
 }
