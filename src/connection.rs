@@ -114,20 +114,20 @@ impl Connection {
     }
 
     /// Whether it has failed: no more replies will come.
-    pub(crate) fn is_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.broken
     }
 
-    /// Whether it must not be used again: it has failed, the server is failing over, or somebody left in the middle of a
+    /// Whether it may be used again: it has not failed, the server is not failing over, and nobody left in the middle of a
     /// request.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken
-            || self.retired
-            || self.write_failure.is_some()
-            || self.answers != Answers::All
-            || self.owed > 0
-            || !self.request.is_empty()
-            || self.has_reply_too_many()
+    pub(crate) fn is_reusable(&self) -> bool {
+        !self.broken
+            && !self.retired
+            && self.write_failure.is_none()
+            && self.answers == Answers::All
+            && self.owed == 0
+            && self.request.is_empty()
+            && !self.has_reply_too_many()
     }
 
     /// Ordinary commands wait no longer than this from now on.
@@ -312,7 +312,7 @@ impl Connection {
     pub(crate) fn end_loan(&mut self) -> bool {
         self.replies.release();
         self.looked_at = false;
-        self.loan.end() && !self.is_broken()
+        self.loan.end() && self.is_reusable()
     }
 
     /// How long it has not been used.

@@ -200,7 +200,7 @@ impl Shared {
                 check = Deadline::after(left);
             }
             // A panic may have left it in the middle of a request.
-            if !connection.is_broken() && connection.check_after_idling(params.health_check_interval, check).is_ok() {
+            if connection.is_reusable() && connection.check_after_idling(params.health_check_interval, check).is_ok() {
                 return Ok(now);
             }
             *held = None;
@@ -239,7 +239,7 @@ impl Shared {
             Ok(()) => {
                 while answers.len() < messages {
                     let answer = commands::receive_id(connection, "XADD");
-                    if connection.is_failed() {
+                    if connection.has_failed() {
                         answers.resize(messages, answer);
                     } else {
                         answers.push(answer);
@@ -249,7 +249,7 @@ impl Shared {
             }
             Err(error) => answers.resize(messages, Err(error)),
         }
-        if connection.is_broken() {
+        if !connection.is_reusable() {
             *held = None;
         }
         RoundTrip { took: started.elapsed(), succeeded: answers.iter().any(Result::is_ok) }

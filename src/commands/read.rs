@@ -76,7 +76,7 @@ pub(crate) fn receive_acked(connection: &mut Connection) -> Result<()> {
 pub(crate) fn receive_read(connection: &mut Connection, key: &ConsumerKey, ttl: Option<Duration>) -> Result<Received> {
     let Some(ttl) = ttl else { return receive_entries(connection) };
     let refresh = match receive_refresh(connection) {
-        Err(error) if connection.is_failed() => return Err(error),
+        Err(error) if connection.has_failed() => return Err(error),
         refresh => refresh,
     };
     let entries = receive_entries(connection)?;

@@ -20,7 +20,7 @@ pub(crate) fn run_id(connection: &mut Connection) -> Result<Option<Box<str>>> {
         Ok(Some(run_id).filter(|run_id| !run_id.is_empty()).map(Into::into))
     });
     match told {
-        Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
+        Err(Error::Server { .. }) if connection.is_reusable() => Ok(None),
         told => told,
     }
 }
@@ -31,12 +31,12 @@ pub(crate) fn end_client(connection: &mut Connection, consumer: &ConsumerKey, cl
     connection.command("CLIENT", 4).arg("KILL").arg("ID").number(client_id);
     match connection.request()?.decode("CLIENT KILL", integer) {
         Ok(_) => return Ok(true),
-        Err(Error::Server { .. }) if !connection.is_broken() => {}
+        Err(Error::Server { .. }) if connection.is_reusable() => {}
         Err(error) => return Err(error),
     }
     let deadline = connection.command_deadline();
     match unblock(connection, consumer, client_id, deadline) {
-        Err(Error::Server { .. }) if !connection.is_broken() => Ok(false),
+        Err(Error::Server { .. }) if connection.is_reusable() => Ok(false),
         unblocked => unblocked,
     }
 }
@@ -57,7 +57,7 @@ pub(crate) fn unblock(
     connection.command("CLIENT", 3).arg("UNBLOCK").number(client_id);
     connection.send_until(deadline)?;
     match receive_acked(connection) {
-        Err(error) if connection.is_failed() => return Err(error),
+        Err(error) if connection.has_failed() => return Err(error),
         _ => {}
     }
     Ok(connection.receive()?.decode("CLIENT UNBLOCK", integer)? == 1)

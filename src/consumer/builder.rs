@@ -231,7 +231,7 @@ fn prepare(shared: &Shared) -> Result<Prepared> {
         _ => None,
     };
     match commands::create_group(&mut connection, &shared.input, shared.input.start) {
-        Err(error) if error.code() == Some("NOPERM") && !connection.is_broken() => {
+        Err(error) if error.code() == Some("NOPERM") && connection.is_reusable() => {
             if !commands::group_exists(&mut connection, &shared.key)? {
                 return Err(error);
             }

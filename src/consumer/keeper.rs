@@ -342,7 +342,7 @@ impl Keeper {
             // A reader that is to stop is cut off if this takes too long. Otherwise there is time.
             let deadline = if shared.stopping.is_set() { limit } else { connection.command_deadline() };
             let unblocked = commands::unblock(connection, &shared.key, client, deadline);
-            if connection.is_broken() {
+            if !connection.is_reusable() {
                 self.connection = None;
             }
             match unblocked {
@@ -369,7 +369,7 @@ impl Keeper {
             None => self.connect()?,
         };
         let result = work(&mut connection);
-        self.connection = Some(connection).filter(|connection| !connection.is_broken());
+        self.connection = Some(connection).filter(|connection| connection.is_reusable());
         result
     }
 

@@ -198,7 +198,7 @@ impl Reader {
         loop {
             match outcome {
                 Ok(()) => {}
-                Err(error) if connection.is_broken() => return Err(error),
+                Err(error) if !connection.is_reusable() => return Err(error),
                 Err(error) if error.is_group_missing() => self.group_lost(&mut connection, error)?,
                 Err(error) if is_woken(&error) => self.shared.counters.note_error(&error),
                 Err(error) => return Err(error),
@@ -242,7 +242,7 @@ impl Reader {
         };
         match kept {
             // Where scripts are forbidden nothing can be kept, which the keeper tells.
-            Err(error) if error.code() == Some("NOPERM") && !connection.is_broken() => Ok(()),
+            Err(error) if error.code() == Some("NOPERM") && connection.is_reusable() => Ok(()),
             kept => kept,
         }
     }
@@ -515,7 +515,7 @@ fn receive(connection: &mut Connection, shared: &Shared, acks: Vec<Receipt>) -> 
     if !acks.is_empty() {
         // Before the entries, which may be long in coming.
         let acked = commands::receive_acked(connection);
-        note_acked(shared, acks, acked, connection.is_failed())?;
+        note_acked(shared, acks, acked, connection.has_failed())?;
     }
     commands::receive_read(connection, &shared.key, shared.input.ttl)
 }
@@ -561,7 +561,7 @@ fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryI
         return Ok(told);
     }
     match commands::last_entry_id(connection, stream_id) {
-        Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
+        Err(Error::Server { .. }) if connection.is_reusable() => Ok(None),
         last => last,
     }
 }
@@ -576,7 +576,7 @@ fn stream_property(
         Ok(info) => Ok(Some(read_off(info))),
         // All that will come is new.
         Err(error) if error.is_key_missing() => Ok(Some(EntryId::MIN)),
-        Err(Error::Server { .. }) if !connection.is_broken() => Ok(None),
+        Err(Error::Server { .. }) if connection.is_reusable() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -151,7 +151,7 @@ impl Batch<'_> {
             match commands::receive_id(self.connection, "XADD") {
                 Ok(id) => self.answers.push(id),
                 // Where the server refused one and hung up, the others were not carried out, and it is the one to tell of.
-                Err(error) if self.connection.is_failed() => {
+                Err(error) if self.connection.has_failed() => {
                     return Err(self.refusal.take().filter(|_| !error.is_outcome_unknown()).unwrap_or(error));
                 }
                 Err(error) => {
@@ -178,7 +178,7 @@ impl Batch<'_> {
 
 /// Takes the reply to the refresh that went along, if one did.
 pub(crate) fn conclude_add(connection: &mut Connection, output: &StreamOutput) {
-    if let (Some(ttl), false) = (output.ttl, connection.is_failed()) {
+    if let (Some(ttl), false) = (output.ttl, connection.has_failed()) {
         let refresh = commands::receive_refresh(connection);
         commands::conclude_refresh(connection, &output.stream_id, ttl, refresh);
     }

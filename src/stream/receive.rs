@@ -52,7 +52,7 @@ impl StepStream {
             let acks = done.iter().map(|receipt| receipt.id);
             commands::send_read(&mut connection, &key, acks, max, block, input.ttl)?;
             let acked = if done.is_empty() { Ok(()) } else { commands::receive_acked(&mut connection) };
-            if connection.is_failed() {
+            if connection.has_failed() {
                 return acked.map(|()| Vec::new());
             }
             let received = commands::receive_read(&mut connection, &key, input.ttl);

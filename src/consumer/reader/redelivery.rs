@@ -178,7 +178,7 @@ impl Reader {
         }
         let ids = acks.iter().map(|receipt| receipt.id);
         let acked = connection.ask(|server| commands::ack(server, &shared.key, ids));
-        super::note_acked(shared, acks, acked.map(drop), connection.is_broken())
+        super::note_acked(shared, acks, acked.map(drop), !connection.is_reusable())
     }
 
     /// Moves entries to the dead letter stream that were handed out as often as they may be. The server copies them, and they
@@ -199,7 +199,7 @@ impl Reader {
                 Ok(Buried::Deleted) => deleted.push(candidate.id()),
                 // Somebody else has it by now. What was too long for a script has been moved otherwise.
                 Ok(Buried::Changed | Buried::TooLong) => {}
-                Err(error) if error.is_retryable() && !connection.is_broken() => self.postpone(&candidate, &error),
+                Err(error) if error.is_retryable() && connection.is_reusable() => self.postpone(&candidate, &error),
                 Err(error) => return Err(error),
             }
         }

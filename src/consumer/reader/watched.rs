@@ -28,8 +28,8 @@ impl WatchedConnection {
         self.connection.id()
     }
 
-    pub(super) fn is_broken(&self) -> bool {
-        self.connection.is_broken()
+    pub(super) fn is_reusable(&self) -> bool {
+        self.connection.is_reusable()
     }
 }
 
