@@ -235,13 +235,13 @@ mod delivery;
 mod endpoint;
 mod entry;
 mod error;
+mod latch;
 mod log_later;
 mod net;
 mod params;
 mod pool;
 mod publisher;
 mod resp;
-mod signal;
 mod stream;
 mod sync;
 #[cfg(feature = "tls")]

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{ConnectStep, Error, Result};
+use crate::latch::{Latch, lock};
 use crate::params::PoolParams;
-use crate::signal::{Signal, lock};
 #[cfg(feature = "tls")]
 use encrypted::TlsStream;
 use look_up::look_up;
@@ -69,12 +69,12 @@ impl Deadline {
 pub struct Interrupter {
     /// Several, while more than one address is tried.
     sockets: Arc<Mutex<Vec<Weak<socket2::Socket>>>>,
-    interrupted: Signal,
+    interrupted: Latch,
 }
 
 impl Interrupter {
     pub(crate) fn new() -> Interrupter {
-        Interrupter { sockets: Arc::default(), interrupted: Signal::new() }
+        Interrupter { sockets: Arc::default(), interrupted: Latch::new() }
     }
 
     /// Shuts the connection down. The call returns at once; a second call does nothing.
@@ -291,7 +291,7 @@ impl Socket {
     /// An interrupter for this socket alone.
     pub(crate) fn interrupter(&self) -> Interrupter {
         let socket = Arc::downgrade(&self.bounded().socket);
-        Interrupter { sockets: Arc::new(Mutex::new(vec![socket])), interrupted: Signal::new() }
+        Interrupter { sockets: Arc::new(Mutex::new(vec![socket])), interrupted: Latch::new() }
     }
 
     /// Looks whether a read would return something, without waiting; an error when the peer has closed the connection.

@@ -191,7 +191,7 @@ impl Shared {
     /// Opens the connection, or looks after it, if need be; when it was ready.
     fn prepare(&self, deadline: Deadline) -> Result<Instant, NotReady<Result<EntryId>>> {
         let params = self.pool.params();
-        let mut held = crate::signal::lock(&self.connection);
+        let mut held = crate::latch::lock(&self.connection);
         if let Some(connection) = &mut *held {
             let mut check = Deadline::after(params.socket_timeout);
             let now = check.started();
@@ -224,7 +224,7 @@ impl Shared {
         answers: &mut Vec<Result<EntryId>>,
     ) -> RoundTrip {
         let started = Instant::now();
-        let mut held = crate::signal::lock(&self.connection);
+        let mut held = crate::latch::lock(&self.connection);
         let Some(connection) = &mut *held else { return RoundTrip::default() };
         connection.append(messages, |encoded| encoded.extend_from_slice(request));
         if let Some(ttl) = self.output.ttl {

@@ -7,11 +7,11 @@ use redis::RedisError;
 
 use super::Connection;
 use crate::error::{ConnectStep, Error, Result};
+use crate::latch::lock;
 use crate::log_later::log_later;
 use crate::net::{Deadline, Interrupter, LastGood, Socket, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
-use crate::signal::lock;
 
 /// The first byte of an alert, by which a TLS port answers to what is no TLS.
 const TLS_ALERT: u8 = 0x15;

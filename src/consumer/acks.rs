@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
-use crate::signal::lock;
+use crate::latch::lock;
 
 /// The most entries that are acknowledged by one command.
 pub(super) const MOST_ACKS: usize = 1024;

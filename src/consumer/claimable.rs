@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::commands::PendingEntry;
-use crate::signal::lock;
+use crate::latch::lock;
 
 /// Entries that lay idle for too long when the keeper looked.
 #[derive(Debug, Default)]

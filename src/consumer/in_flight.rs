@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
 use crate::entry::{Entry, EntryId};
-use crate::signal::lock;
+use crate::latch::lock;
 
 /// Which entries are held here. It keeps them leased, keeps them from being handed out twice, tells which guard is the one
 /// that may settle an entry, and tells their age.

@@ -224,7 +224,7 @@ impl Keeper {
         }
         if shared.claimable.is_any() {
             // The reader may be waiting for new entries, and for longer than what can be claimed should wait.
-            shared.stopping.nudge();
+            shared.stopping.wake();
             self.wake_reader(WAKE_LIMIT, || !shared.claimable.is_any());
             return Ok(true);
         }

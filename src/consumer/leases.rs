@@ -74,7 +74,7 @@ pub(super) fn note_not_ours(shared: &Shared, not_ours: &NotOurs) {
     let held = shared.in_flight.give_up(&not_ours.taken_over);
     if held > 0 {
         shared.counters.taken_over.add(held as u64);
-        shared.stopping.nudge();
+        shared.stopping.wake();
         log::warn!(
             "{held} entries of stream {} were taken over by another consumer while consumer {} held them",
             shared.key.stream_id,

@@ -22,7 +22,7 @@ use crate::delivery::{Delivery, Receipt, Settle};
 use crate::endpoint::{ConsumerKey, StartId};
 use crate::entry::{Entry, EntryId, Received};
 use crate::error::{Error, Result, with_causes};
-use crate::signal::lock;
+use crate::latch::lock;
 use crate::stream::{StreamInfo, next_block, stream_info};
 use own_pending::OwnPending;
 pub(super) use own_pending::Unseen;

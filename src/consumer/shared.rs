@@ -16,9 +16,9 @@ use crate::delivery::{OnDrop, PoolSettler, Receipt, Settle, Settlement};
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
 use crate::entry::Entry;
 use crate::error::{Error, Result, with_causes};
+use crate::latch::{Latch, lock};
 use crate::net::Interrupter;
 use crate::pool::StepPool;
-use crate::signal::{Signal, lock};
 
 /// A reader that is told to stop and is still waiting for the server after this time is cut off, if the line is fast.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(40);
@@ -62,13 +62,13 @@ pub(super) struct Shared {
     pub(super) reader: ReaderControl,
     pub(super) line: Line,
     /// The loop is to end.
-    pub(super) stopping: Signal,
+    pub(super) stopping: Latch,
     /// What close leaves to the keeper, which ends then: entries that nobody has asked for. They are offered to the other
     /// consumers at once.
     pub(super) not_handed_out: OnceLock<Leftover>,
     /// An error that the keeper met and that ends the loop; the reader yields it.
     pub(super) failure: Mutex<Option<Error>>,
-    pub(super) keeper_ended: Signal,
+    pub(super) keeper_ended: Latch,
     pub(super) keeper_interrupter: Interrupter,
     stopper: Mutex<Option<JoinHandle<()>>>,
     closing_since: OnceLock<Instant>,
@@ -100,9 +100,9 @@ impl Shared {
             counters: Counters::default(),
             reader: ReaderControl::new(),
             line: Line::default(),
-            stopping: Signal::new(),
+            stopping: Latch::new(),
             not_handed_out: OnceLock::new(),
-            keeper_ended: Signal::new(),
+            keeper_ended: Latch::new(),
             keeper_interrupter: Interrupter::new(),
             stopper: Mutex::default(),
             closing_since: OnceLock::new(),
@@ -145,7 +145,7 @@ impl Shared {
     /// A handler has taken something, waits for something, or is done with something.
     pub(super) fn note_handler(&self) {
         if self.takers.watchers.load(Ordering::SeqCst) > 0 {
-            self.stopping.nudge();
+            self.stopping.wake();
         }
     }
 
@@ -245,7 +245,7 @@ impl Shared {
     /// The consumer is being closed, and nobody takes deliveries any more.
     pub(super) fn begin_closing(&self) {
         self.closing_since.get_or_init(Instant::now);
-        self.reader.ended.nudge();
+        self.reader.ended.wake();
     }
 
     fn is_closing(&self) -> bool {
@@ -416,7 +416,7 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct ReaderControl {
     pub(super) interrupter: Interrupter,
-    pub(super) ended: Signal,
+    pub(super) ended: Latch,
     /// The reading connection's id at the server; 0: none.
     client_id: AtomicU64,
     /// Milliseconds from `birth` to when it began to wait for the server, plus 1; 0: it does not wait.
@@ -432,7 +432,7 @@ impl ReaderControl {
     fn new() -> ReaderControl {
         ReaderControl {
             interrupter: Interrupter::new(),
-            ended: Signal::new(),
+            ended: Latch::new(),
             client_id: AtomicU64::new(0),
             waiting_since: AtomicU64::new(0),
             birth: Instant::now(),
@@ -445,7 +445,7 @@ impl ReaderControl {
     pub(super) fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.waiting_since.store(self.now() + 1, Ordering::SeqCst);
         if self.is_to_stop.load(Ordering::SeqCst) {
-            self.ended.nudge();
+            self.ended.wake();
         }
         let result = wait();
         self.waiting_since.store(0, Ordering::SeqCst);

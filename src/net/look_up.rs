@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Deadline, Interrupter, interrupted};
-use crate::signal::{Signal, lock};
+use crate::latch::{Latch, lock};
 
 /// A host and a port.
 type Target = (String, u16);
@@ -16,9 +16,9 @@ static UNDER_WAY: Mutex<Vec<(Target, Arc<LookUp>)>> = Mutex::new(Vec::new());
 /// What the resolver finds, for all who wait for it.
 #[derive(Debug)]
 struct LookUp {
-    ended: Signal,
+    ended: Latch,
     /// The signals that somebody waits for beside this one's end.
-    waiters: Mutex<Vec<Signal>>,
+    waiters: Mutex<Vec<Latch>>,
     found: OnceLock<Result<Vec<SocketAddr>, Arc<io::Error>>>,
 }
 
@@ -65,7 +65,7 @@ fn begin(
         if let Some((_, look_up)) = under_way.iter().find(|(other, _)| *other == target) {
             return Ok(Arc::clone(look_up));
         }
-        let look_up = Arc::new(LookUp { ended: Signal::new(), waiters: Mutex::default(), found: OnceLock::new() });
+        let look_up = Arc::new(LookUp { ended: Latch::new(), waiters: Mutex::default(), found: OnceLock::new() });
         under_way.push((target.clone(), Arc::clone(&look_up)));
         Running { target, look_up }
     };
@@ -88,7 +88,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         lock(&UNDER_WAY).retain(|(target, _)| *target != self.target);
         self.look_up.ended.set();
-        lock(&self.look_up.waiters).iter().for_each(Signal::nudge);
+        lock(&self.look_up.waiters).iter().for_each(Latch::wake);
     }
 }
 

@@ -269,7 +269,7 @@ mod tests {
         let error = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| open_tcp(&addresses, None, &params, deadline, &interrupter));
             let started = Instant::now();
-            while crate::signal::lock(&interrupter.sockets).len() < addresses.len() {
+            while crate::latch::lock(&interrupter.sockets).len() < addresses.len() {
                 assert!(started.elapsed() < LONG, "the second address was not tried");
                 std::thread::yield_now();
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 
 use crate::error::{Error, Result};
-use crate::signal::lock;
+use crate::latch::lock;
 
 /// An empty place. Dropping it gives it back.
 pub(super) type Place = r2d2::PooledConnection<Manager>;

@@ -11,9 +11,9 @@ use super::places::{Manager, Place};
 use super::state::Pace;
 use crate::connection::{Connection, Connector, Progress};
 use crate::error::{Error, Result, with_causes};
+use crate::latch::lock;
 use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
-use crate::signal::lock;
 use crate::sync::{Condvar, MutexGuard};
 
 /// What a pool is made of.

@@ -145,7 +145,7 @@ impl<A> Batch<A> {
 
     /// Has those who wait look at their deadlines.
     #[cfg(all(test, loom))]
-    pub(super) fn nudge(&self) {
+    pub(super) fn wake(&self) {
         drop(lock(&self.state));
         self.changed.notify_all();
     }

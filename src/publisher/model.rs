@@ -17,7 +17,7 @@ use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
 use super::turn::{Caller, HandOver, NotReady, RoundTrip, Told, Wake};
-use crate::signal;
+use crate::latch;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
 type Name = u8;
@@ -130,7 +130,7 @@ impl Caller for ModelCaller {
     fn round_trip(&mut self, request: &[u8], messages: usize, answers: &mut Vec<Self::Answer>) -> RoundTrip {
         let _in_use = InUse::new(&self.line);
         assert_eq!(request.len(), messages);
-        signal::lock(&self.line.sent).push(request.to_vec());
+        latch::lock(&self.line.sent).push(request.to_vec());
         for (position, name) in request.iter().enumerate() {
             if self.panics == Panics::UnderWay(position) {
                 std::panic::resume_unwind(Box::new("under way"));
@@ -197,7 +197,7 @@ fn run(most_messages: usize, expected: usize, plans: &[Plan]) {
             let queue = Arc::clone(&queue);
             thread::spawn(move || {
                 late.store(true, Ordering::SeqCst);
-                queue.nudge();
+                queue.wake();
             })
         })
         .collect();
@@ -206,7 +206,7 @@ fn run(most_messages: usize, expected: usize, plans: &[Plan]) {
     for alarm in alarms {
         alarm.join().unwrap();
     }
-    judge(plans, &outcomes, &signal::lock(&line.sent));
+    judge(plans, &outcomes, &latch::lock(&line.sent));
 
     // The turn is not lost: who comes later is served.
     let later = ModelCaller {
@@ -219,7 +219,7 @@ fn run(most_messages: usize, expected: usize, plans: &[Plan]) {
         refused: false,
     };
     assert_eq!(call(&queue, later), Some(Told::Answer(Ok(b'z'))));
-    assert_eq!(signal::lock(&line.sent).last().map(Vec::as_slice), Some(&b"z"[..]), "what was withdrawn is sent");
+    assert_eq!(latch::lock(&line.sent).last().map(Vec::as_slice), Some(&b"z"[..]), "what was withdrawn is sent");
 }
 
 /// Holds what the callers were told against what was sent.

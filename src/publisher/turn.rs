@@ -300,14 +300,14 @@ impl<A: Clone, U: Copy + Ord> HandOver<A, U> {
     }
 
     /// Has all who wait look at their deadlines.
-    pub(super) fn nudge(&self) {
+    pub(super) fn wake(&self) {
         let queue = lock(&self.queue);
         let mut batches = queue.batches.clone();
         batches.push(Arc::clone(&queue.batch));
         drop(queue);
         self.room.notify_all();
         for batch in batches {
-            batch.nudge();
+            batch.wake();
         }
     }
 }
