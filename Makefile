@@ -56,7 +56,7 @@ neighbours: ## build crates that depend on this one and on redis with other feat
 # In a folder of its own, so that nothing else is built again because of it.
 .PHONY: model
 model: ## try every order in which threads can take their steps (2 minutes)
-	RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib --target-dir target/model model::
+	RUSTFLAGS="--cfg step_redis_loom" cargo test --release --no-default-features --lib --target-dir target/model model::
 
 .PHONY: bench
 bench: setup ## run the benchmarks (under 5 minutes); table and chart in target/bench (`make bench-record` keeps them)

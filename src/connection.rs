@@ -15,7 +15,7 @@ use redis::Value;
 
 use crate::error::{Error, Result};
 use crate::log_later::log_later;
-use crate::net::{Deadline, Interrupter, Socket, is_deadline, is_hang_up};
+use crate::net::{Deadline, Interrupter, LastGood, Socket, is_deadline, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
 
@@ -67,6 +67,8 @@ pub struct Connection {
     broken: bool,
     /// The server said that it is not, or not now, the one to talk to.
     retired: bool,
+    /// The address that the next connection would be tried at first.
+    last_good: LastGood,
     last_used: Instant,
     loan: LoanState,
 }
@@ -92,6 +94,7 @@ impl Connection {
             refusal: None,
             broken: false,
             retired: false,
+            last_good: LastGood::default(),
             last_used: Instant::now(),
             loan: LoanState::default(),
         }
@@ -330,7 +333,10 @@ impl Connection {
     /// Keeps in mind what an error means for the connection itself.
     fn note_error(&mut self, start: usize, end: usize) {
         let line = self.replies.bytes(start, end);
-        self.retired |= is_failing_over(line);
+        if is_failing_over(line) {
+            self.retired = true;
+            self.last_good.forget();
+        }
         if line.starts_with(b"-ERR Protocol error") {
             self.refusal = Some(String::from_utf8_lossy(line).trim_matches(['-', '\r', '\n']).into());
             self.retired = true;

@@ -232,8 +232,15 @@ pub(crate) fn is_deadline(error: &io::Error) -> bool {
 }
 
 /// The address of a server by which it was reached the last time.
-#[derive(Debug, Default)]
-pub(crate) struct LastGood(Mutex<Option<SocketAddr>>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastGood(Arc<Mutex<Option<SocketAddr>>>);
+
+impl LastGood {
+    /// The server there was not the one to talk to: from now on the addresses are tried in the resolver's order.
+    pub(crate) fn forget(&self) {
+        *lock(&self.0) = None;
+    }
+}
 
 /// The connection's byte stream: plain, or TLS on top of the plain one.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 mod attempt;
 mod lending;
 mod loan;
-#[cfg(all(test, loom))]
+#[cfg(all(test, step_redis_loom))]
 mod model;
 mod places;
 mod state;

@@ -1,7 +1,7 @@
 //! A publisher for many threads: callers that publish at the same time share round trips.
 
 mod batch;
-#[cfg(all(test, loom))]
+#[cfg(all(test, step_redis_loom))]
 mod model;
 mod queue;
 mod turn;

@@ -75,6 +75,12 @@ impl Connector {
     ) -> Result<Connection> {
         let deadline = Deadline::after(limit.min(self.params.socket_connect_timeout));
         let socket = Socket::open(&self.params, &self.address, &self.last_good, deadline, interrupter)?;
+        // Whoever accepts a connection need not be a server that can be used.
+        self.greet(socket, deadline, progress).inspect_err(|_| self.last_good.forget())
+    }
+
+    /// TLS and the greeting.
+    fn greet(&self, socket: Socket, deadline: Deadline, progress: &Progress) -> Result<Connection> {
         #[cfg(feature = "tls")]
         let socket = match (&self.tls, &self.params.tls) {
             (Some((config, name)), Some(tls)) => {
@@ -89,6 +95,7 @@ impl Connector {
             _ => socket,
         };
         let mut connection = Connection::new(socket, Arc::clone(&self.address), &self.params);
+        connection.last_good = self.last_good.clone();
         progress.reaches(ConnectStep::Hello);
         connection.greet(&self.params, deadline)?;
         log_later!(Debug, "connected to {}", self.address);

@@ -13,6 +13,8 @@ use crate::params::PoolParams;
 
 /// How long an address has to answer before the next one is tried beside it (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The least that it has.
+const SHORTEST_DELAY: Duration = Duration::from_millis(10);
 
 /// Tries the addresses, the next one whenever those before have failed or were silent for a while, and takes the first that
 /// answers ("Happy Eyeballs", RFC 8305): an address that swallows packets costs a moment, not the time limit. `last_good`
@@ -26,7 +28,10 @@ pub(super) fn open_tcp(
 ) -> io::Result<(Arc<Socket>, SocketAddr)> {
     let mut untried = in_order(addresses, last_good).into_iter().peekable();
     // When all others have failed, a silent address gets its share of the time, not all of it: they are tried again sooner.
-    let share = deadline.limit() / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let share = deadline.limit() / count;
+    // Where there is little time, each still gets its turn.
+    let delay = ATTEMPT_DELAY.min(deadline.limit() / count.saturating_add(1)).max(SHORTEST_DELAY);
     let mut under_way: Vec<Attempt> = Vec::new();
     let mut next_attempt = Instant::now();
     let mut failure = None;
@@ -43,7 +48,7 @@ pub(super) fn open_tcp(
                             continue;
                         }
                     }
-                    next_attempt = Instant::now() + ATTEMPT_DELAY;
+                    next_attempt = Instant::now() + delay;
                 }
                 None if under_way.is_empty() => {
                     return Err(failure.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
@@ -53,7 +58,7 @@ pub(super) fn open_tcp(
         }
         // Never for much longer than until the next attempt: not everywhere does shutting a socket down end this wait.
         let until_next = next_attempt.saturating_duration_since(Instant::now());
-        let pause = if untried.peek().is_some() { until_next } else { ATTEMPT_DELAY };
+        let pause = if untried.peek().is_some() { until_next } else { delay };
         let ready = wait_for_any(under_way.iter().map(|attempt| &*attempt.socket), pause.min(remaining))?;
         if interrupter.interrupted.is_set() {
             return Err(interrupted());

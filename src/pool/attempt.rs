@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lending::{Lending, Outcome, World};
+use crate::log_later;
 
 /// What is to be done.
 pub(super) enum Job<W: World> {
@@ -40,27 +41,38 @@ impl<W: World> Attempt<W> {
         Attempt { lending, id, handle, opens, job: Some(job), concluded: false }
     }
 
-    /// Does the job, within `limit` if there is one. A panic goes on when the others have been told.
+    /// Does the job, within `limit` if there is one. A panic goes on when the others have been told. So are the log lines: the
+    /// program's logger may itself want a connection of this pool.
     pub(super) fn carry_out(mut self, limit: Option<Duration>) -> Result<(), W::Failure> {
         let Some(job) = self.job.take() else { return Ok(()) };
         let world = &self.lending.world;
+        let mut lines = Vec::new();
         // What it is about ends with it, and is not looked at again.
-        let result = catch_unwind(AssertUnwindSafe(|| world.carry_out(job, &self.handle, limit)));
-        match result {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            log_later::keep(&mut lines, || world.carry_out(job, &self.handle, limit))
+        }));
+        let (outcome, panic) = match result {
             Ok(Ok(connection)) => {
                 self.conclude(if self.opens { Outcome::Opened(connection) } else { Outcome::Checked(connection) });
-                Ok(())
+                (Ok(()), None)
             }
             Ok(Err(failure)) => {
                 self.fail(failure.clone());
-                Err(failure)
+                (Err(failure), None)
             }
             Err(panic) => {
                 let failure = world.panicked(&self.handle);
                 self.fail(failure);
-                resume_unwind(panic)
+                (Ok(()), Some(panic))
             }
-        }
+        };
+        log_later::tell(lines);
+        panic.map_or(outcome, |panic| resume_unwind(panic))
+    }
+
+    /// Whether it opens a connection; otherwise it checks one.
+    pub(super) fn opens(&self) -> bool {
+        self.opens
     }
 
     fn fail(&mut self, failure: W::Failure) {

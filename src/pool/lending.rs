@@ -29,6 +29,8 @@ pub(super) trait World: Send + Sync + Sized + 'static {
     /// Waits for the condition, at most until then. It may return early.
     fn wait<'a, T>(&self, changed: &Condvar, guard: MutexGuard<'a, T>, until: Instant) -> MutexGuard<'a, T>;
     fn empty_place(&self) -> Option<Self::Place>;
+    /// Closes a connection, and keeps its place.
+    fn vacate(&self, connection: Self::Connection) -> Self::Place;
     /// Whether it has been idle for so long that it must answer before it is lent.
     fn is_stale(&self, connection: &Self::Connection, now: Instant) -> bool;
     /// A look at a connection that is to be lent, which waits for nothing.
@@ -159,7 +161,11 @@ impl<W: World> Lending<W> {
     fn start(&self, attempt: Attempt<W>, deadline: Option<Instant>) {
         if let Err(attempt) = self.world.spawn(attempt) {
             // Without a thread, the caller sees to it, in the time that it has.
-            let limit = deadline.map(|deadline| deadline.saturating_duration_since(self.world.now()));
+            let mut limit = deadline.map(|deadline| deadline.saturating_duration_since(self.world.now()));
+            if !attempt.opens() {
+                // A check that is not answered must leave time to open another one.
+                limit = limit.into_iter().chain([lock(&self.state).pace.longest_check]).min();
+            }
             // Whoever waits sees the outcome.
             let _ = attempt.carry_out(limit);
         }
@@ -238,9 +244,10 @@ impl<W: World> Lending<W> {
                 state.history.last_opened = Some(now);
                 state.history.last_failure = None;
                 state.unanswered = None;
-                // So long it takes on this line, and twice as long it may.
+                // Twice as long as it took, the next may take; and a check as long.
                 let took = begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
-                state.pace.longest_opening = state.pace.longest_opening.max(took * 2);
+                state.pace.longest_opening = state.pace.least_opening.max(took * 2);
+                state.pace.longest_check = state.pace.longest_check.max(took);
                 state.keep(connection)
             }
             Outcome::Checked(connection) => {

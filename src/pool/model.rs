@@ -27,6 +27,8 @@ const PACE: Pace = Pace {
     beside_opening: Duration::from_secs(10),
     longest_check: Duration::from_secs(10),
     longest_opening: Duration::from_secs(20),
+    least_opening: Duration::from_secs(20),
+    most_opening: Duration::from_secs(60),
 };
 
 /// What an attempt comes to.
@@ -115,6 +117,10 @@ impl World for Model {
         let mut free = lock(&self.free);
         *free = free.checked_sub(1)?;
         Some(Place(Arc::clone(&self.free)))
+    }
+
+    fn vacate(&self, connection: Connection) -> Place {
+        connection._place
     }
 
     fn is_stale(&self, connection: &Connection, _: Instant) -> bool {

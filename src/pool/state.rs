@@ -18,6 +18,9 @@ pub(super) struct Pace {
     pub(super) longest_check: Duration,
     /// The same for one that opens a connection; more where it turns out to take more.
     pub(super) longest_opening: Duration,
+    /// It is never less than this, and, as long as none succeeds, never more than that.
+    pub(super) least_opening: Duration,
+    pub(super) most_opening: Duration,
 }
 
 pub(super) struct State<W: World> {
@@ -111,6 +114,16 @@ impl<W: World> State<W> {
         if let Some(due) = due.filter(|due| *due > now) {
             return Next::Wait(Some(due));
         }
+        let silent = self.silent_checks(now);
+        if silent > 0
+            && let Some(place) = world.empty_place()
+        {
+            return Next::Begin(Job::Open(place));
+        }
+        if silent > 1 && !self.idle.is_empty() {
+            // The others have probably died with those that do not answer. The one that lay idle for longest goes.
+            return Next::Begin(Job::Open(world.vacate(self.idle.remove(0))));
+        }
         if let Some(stale) = self.idle.pop() {
             return Next::Begin(Job::Check(stale));
         }
@@ -120,17 +133,27 @@ impl<W: World> State<W> {
         }
     }
 
-    /// Ends the oldest attempt if it takes too long to be worth its place, or tells when it will.
+    /// How many idle connections that are being checked should have answered by now; the last one that never did is one more.
+    fn silent_checks(&self, now: Instant) -> usize {
+        let is_silent = |attempt: &&UnderWay<W>| !attempt.opens && attempt.begun + self.pace.beside_check <= now;
+        self.under_way.iter().filter(is_silent).count() + usize::from(self.unanswered.is_some())
+    }
+
+    /// Ends the attempt that is due first if it takes too long to be worth its place, or tells when it will.
     fn make_way(&mut self, world: &W, now: Instant) -> Option<Instant> {
         let pace = &mut self.pace;
-        let oldest = self.under_way.iter_mut().find(|attempt| !attempt.gives_way)?;
-        let longest = if oldest.opens { pace.longest_opening } else { pace.longest_check };
-        if oldest.begun + longest > now {
-            return Some(oldest.begun + longest);
+        let due = |attempt: &UnderWay<W>| {
+            attempt.begun + if attempt.opens { pace.longest_opening } else { pace.longest_check }
+        };
+        let oldest =
+            self.under_way.iter_mut().filter(|attempt| !attempt.gives_way).min_by_key(|attempt| due(attempt))?;
+        let due = due(oldest);
+        if due > now {
+            return Some(due);
         }
-        if oldest.opens {
-            // The line may be so slow: those to come get more time, or none would ever end.
-            pace.longest_opening = now.saturating_duration_since(oldest.begun) * 2;
+        if oldest.opens && now < due + pace.longest_opening {
+            // The line may be slow: those to come get more time, or none would ever end.
+            pace.longest_opening = (pace.longest_opening * 2).min(pace.most_opening);
         }
         oldest.gives_way = true;
         world.interrupt(&oldest.handle);

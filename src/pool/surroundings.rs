@@ -12,6 +12,7 @@ use super::state::Pace;
 use crate::connection::{Connection, Connector, Progress};
 use crate::error::{Error, Result, with_causes};
 use crate::latch::lock;
+use crate::log_later::log_later;
 use crate::net::{Deadline, Interrupter};
 use crate::params::PoolParams;
 use crate::sync::{Condvar, MutexGuard};
@@ -62,13 +63,16 @@ impl Surroundings {
     /// How attempts follow each other: a caller with the usual patience lives to see a second one.
     pub(super) fn pace(&self) -> Pace {
         let checkout = self.params().connection_available_timeout;
+        let least_opening = checkout.clamp(Duration::from_millis(500), Duration::from_secs(2));
         let at_most = |limit: u64, share: u32| Duration::from_millis(limit).min(checkout / share);
         Pace {
             retry: Duration::from_millis(100),
             beside_check: at_most(100, 4),
             beside_opening: at_most(1000, 2),
             longest_check: at_most(1000, 2),
-            longest_opening: checkout.clamp(Duration::from_millis(500), Duration::from_secs(2)),
+            longest_opening: least_opening,
+            least_opening,
+            most_opening: least_opening.max(self.params().socket_connect_timeout / 2),
         }
     }
 
@@ -128,6 +132,12 @@ impl World for Surroundings {
         self.places.try_get()
     }
 
+    fn vacate(&self, filled: Box<Filled>) -> Place {
+        let Filled { connection, _place, .. } = *filled;
+        drop(connection);
+        _place
+    }
+
     fn is_stale(&self, filled: &Box<Filled>, now: Instant) -> bool {
         let interval = self.params().health_check_interval;
         let longest = if filled.answered { interval.max(self.params().connection_available_timeout) } else { interval };
@@ -170,7 +180,7 @@ impl World for Surroundings {
             Job::Check(filled) => (self.check(filled, handle, limit), "an idle connection is closed"),
         };
         result.map_err(|error| {
-            log::debug!("{failed}: {}", with_causes(&error));
+            log_later!(Debug, "{failed}: {}", with_causes(&error));
             Arc::new(error)
         })
     }

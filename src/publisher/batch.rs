@@ -144,7 +144,7 @@ impl<A> Batch<A> {
     }
 
     /// Has those who wait look at their deadlines.
-    #[cfg(all(test, loom))]
+    #[cfg(all(test, step_redis_loom))]
     pub(super) fn wake(&self) {
         drop(lock(&self.state));
         self.changed.notify_all();

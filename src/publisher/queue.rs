@@ -24,7 +24,7 @@ pub(super) struct Queue<A, U> {
     pub(super) most_patient: Option<(usize, U)>,
     most_messages: usize,
     /// All there ever were.
-    #[cfg(all(test, loom))]
+    #[cfg(all(test, step_redis_loom))]
     pub(super) batches: Vec<Arc<Batch<A>>>,
 }
 
@@ -44,7 +44,7 @@ impl<A, U: Copy + Ord> Queue<A, U> {
         Queue {
             batch: Batch::new(),
             most_messages,
-            #[cfg(all(test, loom))]
+            #[cfg(all(test, step_redis_loom))]
             batches: Vec::new(),
             gathered: Gathered::default(),
             turn: Turn::Free,
@@ -74,7 +74,7 @@ impl<A, U: Copy + Ord> Queue<A, U> {
     pub(super) fn take(&mut self) -> Gathered {
         self.most_patient = None;
         let _taken = std::mem::replace(&mut self.batch, Batch::new());
-        #[cfg(all(test, loom))]
+        #[cfg(all(test, step_redis_loom))]
         self.batches.push(_taken);
         std::mem::take(&mut self.gathered)
     }

@@ -14,7 +14,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
 /// A caller whose turn is under way lets other threads run this many times before it sleeps, if round trips are short: being
 /// put to sleep and woken again costs more than a message does.
-const YIELDS: usize = if cfg!(loom) { 0 } else { 8 };
+const YIELDS: usize = if cfg!(step_redis_loom) { 0 } else { 8 };
 const SHORT_ROUND_TRIP: Duration = Duration::from_millis(1);
 
 /// One caller with one message, and what it does when it is its turn.
@@ -290,7 +290,7 @@ impl<A, U: Copy + Ord> Queue<A, U> {
 }
 
 /// For the model.
-#[cfg(all(test, loom))]
+#[cfg(all(test, step_redis_loom))]
 impl<A: Clone, U: Copy + Ord> HandOver<A, U> {
     /// As if there had been turns before.
     pub(super) fn expecting(most_messages: usize, expected: usize) -> HandOver<A, U> {

@@ -129,13 +129,17 @@ fn without_secrets(text: &[u8]) -> Cow<'_, str> {
 
 /// Since version 7.2 a server that withholds something says from whom. Whose connection it is stays out of errors.
 fn without_user(text: Cow<'_, str>) -> Cow<'_, str> {
-    for refusal in ["NOPERM ", ACL_FAILURE] {
-        let named = text.strip_prefix(refusal).and_then(|rest| rest.strip_prefix("User "));
-        if let Some((_, rest)) = named.and_then(|rest| rest.split_once(" has no permission")) {
-            return Cow::Owned(format!("{refusal}this user has no permission{rest}"));
-        }
-    }
-    text
+    // An aborted transaction repeats a refusal behind words of its own.
+    let named = ["NOPERM User ", "ERR ACL failure in script: User "]
+        .into_iter()
+        .find_map(|refusal| Some((text.find(refusal)?, refusal)))
+        .filter(|(at, _)| *at == 0 || text.starts_with("EXECABORT"));
+    let withheld = named.and_then(|(at, refusal)| {
+        let (before, rest) = (text.get(..at)?, text.get(at + refusal.len()..)?);
+        let (_, rest) = rest.split_once(" has no permission")?;
+        Some(format!("{before}{}this user has no permission{rest}", refusal.strip_suffix("User ")?))
+    });
+    withheld.map_or(text, Cow::Owned)
 }
 
 /// A server repeats the arguments of a command that it does not know, and payloads are among them. The command's name stays.

@@ -1,6 +1,7 @@
-//! A publisher whose TLS verifier belongs to the program: it may publish itself, and it may panic.
+//! A TLS verifier that belongs to the program: it may publish itself, and it may panic.
 
 use std::collections::BTreeSet;
+use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use step_redis::{StepPool, StepStream, StreamOutput, TlsParams};
+use step_redis::{Error, StepPool, StepStream, StreamOutput, TlsParams};
 
 use crate::common::{Certificates, Server};
 use crate::support::{params, server};
@@ -155,4 +156,23 @@ fn a_verifier_that_panics_costs_nobody_but_the_caller_whose_turn_it_is() {
     let texts = texts(&server);
     assert_eq!(texts.len(), confirmed.len());
     assert_eq!(texts.into_iter().collect::<BTreeSet<_>>(), confirmed);
+}
+
+#[test]
+fn a_verifier_that_panics_costs_the_pool_no_place_and_is_told() {
+    let server = server(&Certificates::generate());
+    let (verifier, pool) = Verifier::new(&server);
+    let held = pool.get().unwrap();
+    verifier.set(|| resume_unwind(Box::new("the verifier was told to panic")));
+    // More often than there are places.
+    while pool.state().failed <= u64::from(pool.state().max) {
+        let error = pool.get_timeout(Duration::from_millis(300)).unwrap_err();
+        let Error::PoolExhausted { in_use: 1, source: Some(source), .. } = &error else { panic!("{error:?}") };
+        assert!(source.source().unwrap().to_string().contains("panicked"), "{source:?}");
+    }
+    assert!(pool.state().last_error.is_some_and(|error| error.contains("panicked")));
+    verifier.set(|| {});
+    let all: Vec<_> = (1..pool.state().max).map(|_| pool.get().unwrap()).collect();
+    assert_eq!(pool.state().last_error, None);
+    drop((held, all));
 }
