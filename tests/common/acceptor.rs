@@ -45,6 +45,7 @@ pub(super) struct Gate {
     pub(super) ended: bool,
     pub(super) refuse: bool,
     pub(super) close_new: bool,
+    pub(super) silence_new: bool,
     /// What the acceptor has made of it.
     pub(super) listening: bool,
 }
@@ -120,10 +121,11 @@ pub(super) fn accept(listener: TcpListener, address: SocketAddr, shared: &Arc<Sh
         if gate.close_new {
             continue;
         }
+        let silent = gate.silence_new;
         drop(gate);
         threads.retain(|thread| !thread.is_finished());
         let shared = Arc::clone(shared);
-        let link = thread::Builder::new().name("proxy-link".into()).spawn(move || serve(client, &shared));
+        let link = thread::Builder::new().name("proxy-link".into()).spawn(move || serve(client, silent, &shared));
         threads.push(link.expect("a thread starts"));
     }
     for link in lock(&shared.links).drain(..) {
@@ -135,7 +137,7 @@ pub(super) fn accept(listener: TcpListener, address: SocketAddr, shared: &Arc<Sh
 }
 
 /// A link's first thread: connects to the server and forwards until one side ends it.
-fn serve(client: TcpStream, shared: &Arc<Shared>) {
+fn serve(client: TcpStream, silent: bool, shared: &Arc<Shared>) {
     shared.open.fetch_add(1, Ordering::SeqCst);
     let _ = client.set_nodelay(true);
     let link = shared.connect_upstream().map(|upstream| Arc::new(Link::new(Stream::Tcp(client), upstream)));
@@ -143,6 +145,9 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) {
         shared.open.fetch_sub(1, Ordering::SeqCst);
         return;
     };
+    if silent {
+        link.silence();
+    }
     lock(&shared.links).push(Arc::clone(&link));
     // The proxy may have ended meanwhile, and has then not seen this link.
     if lock(&shared.gate).ended {

@@ -5,7 +5,7 @@ use super::lock;
 use super::socket::Stream;
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -36,6 +36,10 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct State {
     end: Option<End>,
+    /// Everything vanishes, whatever becomes of other links.
+    silent: bool,
+    /// What a client that was cut off has sent arrives this much later than it was read.
+    late: Option<Duration>,
     lanes: [Lane; 2],
 }
 
@@ -99,6 +103,28 @@ impl Link {
         self.changed.notify_all();
     }
 
+    /// From now on everything vanishes.
+    pub(super) fn silence(&self) {
+        lock(&self.state).silent = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends the client's side alone. What it has sent arrives at the server this much later than it was read here.
+    pub(super) fn end_client(&self, late: Duration) {
+        lock(&self.state).late = Some(late);
+        self.end(End::Client);
+    }
+
+    /// By which address the server knows the client.
+    pub(super) fn address_at_server(&self) -> Option<SocketAddr> {
+        self.sockets[1].local_address()
+    }
+
+    /// How much waits to be forwarded to the server.
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.state).lanes[0].queued
+    }
+
     /// Makes the writers look at the faults again.
     pub(super) fn wake(&self) {
         // Under the lock, so that no writer is between its look and its wait.
@@ -147,12 +173,19 @@ impl Link {
         loop {
             let mut state = lock(&self.state);
             let turn = loop {
-                if state.end.is_some() {
+                // What a client has sent before it was cut off is on its way.
+                let is_late = lane == 0 && state.end == Some(End::Client) && !state.lanes[lane].pieces.is_empty();
+                if state.end.is_some() && !is_late {
                     return;
                 }
                 let turn = {
-                    let mut faults = lock(&shared.faults[lane]);
-                    state.lanes[lane].next_turn(&mut faults, lane, shared)
+                    let mut all = lock(&shared.faults[lane]);
+                    let mut faults = *all;
+                    faults.swallow |= state.silent;
+                    faults.delay = state.late.filter(|_| is_late).unwrap_or(faults.delay);
+                    let turn = state.lanes[lane].next_turn(&mut faults, lane, shared);
+                    all.cut_after = faults.cut_after;
+                    turn
                 };
                 match turn {
                     Turn::Wait(limit) => state = self.wait(state, limit),
@@ -170,7 +203,8 @@ impl Link {
                 Turn::Finish | Turn::Wait(_) => return target.shutdown(Shutdown::Write),
                 Turn::End(end) => return self.end(end),
             };
-            match target.write_unless(&bytes, || lock(&self.state).end.is_some()) {
+            let is_over = || lock(&self.state).end.is_some_and(|end| lane == 1 || end != End::Client);
+            match target.write_unless(&bytes, is_over) {
                 Ok(true) => shared.forwarded[lane].fetch_add(bytes.len() as u64, Ordering::SeqCst),
                 Ok(false) => return,
                 Err(_) => return self.end(End::Reset),

@@ -14,7 +14,7 @@
 //! a thread that reads and one that writes, so a delay adds to the latency and does not limit the throughput.
 
 use super::acceptor::{Faults, Shared, accept};
-use super::link::End;
+use super::link::{End, Link};
 use super::{free_port, lock, wait_until};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -177,10 +177,34 @@ impl Proxy {
         }
     }
 
+    /// The same, and what the clients have sent by then reaches the server `late` after they sent it.
+    pub fn abandon_late(&self, late: Duration) {
+        for link in lock(&self.shared.links).iter() {
+            link.end_client(late);
+        }
+    }
+
+    /// Silences the connection that the server knows by this address (`addr` in `CLIENT LIST`), for good: whatever is sent
+    /// on it vanishes, and so does the news that one side has left. Panics if there is none.
+    pub fn silence(&self, address: &str) {
+        self.link(address).silence();
+    }
+
+    /// Whether new connections are accepted and silent from the start. Existing connections stay as they are.
+    pub fn silence_new(&self, on: bool) {
+        lock(&self.shared.gate).silence_new = on;
+    }
+
+    /// How many bytes of this connection wait to be forwarded to the server. Panics as [`Proxy::silence`].
+    pub fn waiting(&self, address: &str) -> usize {
+        self.link(address).waiting()
+    }
+
     /// Ends all faults.
     pub fn heal(&self) {
         self.change(Direction::Both, |faults| *faults = Faults::default());
         self.close_new(false);
+        self.silence_new(false);
         self.refuse(false);
     }
 
@@ -213,6 +237,13 @@ impl Proxy {
     #[track_caller]
     pub fn wait_until(&self, mut condition: impl FnMut(&Proxy) -> bool) {
         wait_until(Duration::from_secs(10), || condition(self));
+    }
+
+    /// The link that the server knows by this address.
+    fn link(&self, address: &str) -> Arc<Link> {
+        let links = lock(&self.shared.links);
+        let is_meant = |link: &&Arc<Link>| link.address_at_server().is_some_and(|its| its.to_string() == address);
+        Arc::clone(links.iter().find(is_meant).expect("a connection of this proxy"))
     }
 
     fn change(&self, direction: Direction, change: impl Fn(&mut Faults)) {

@@ -208,6 +208,26 @@ impl Server {
         }
     }
 
+    /// Publishes entries, `left-0` and so on, and leaves them to a consumer `gone` of the group, all in one step: as delivered
+    /// to it with these counts, and idle for 100 s. The texts.
+    ///
+    /// The group is created if there is none. Everything before must have been delivered.
+    pub fn leave_behind(&self, stream_id: &str, group: &str, counts: &[u64]) -> Vec<String> {
+        const SCRIPT: &str = "\
+            redis.pcall('XGROUP','CREATE',KEYS[1],ARGV[1],'0','MKSTREAM') \
+            for i=2,#ARGV do \
+              local id=redis.call('XADD',KEYS[1],'*','message',string.format('left-%d',i-2)) \
+              local read=redis.call('XREADGROUP','GROUP',ARGV[1],'gone','COUNT',1,'STREAMS',KEYS[1],'>') \
+              assert(read[1][2][1][1]==id) \
+              redis.call('XCLAIM',KEYS[1],ARGV[1],'gone',0,id,'IDLE',100000,'RETRYCOUNT',ARGV[i],'JUSTID') \
+            end";
+        let counts_as_text: Vec<String> = counts.iter().map(u64::to_string).collect();
+        let mut command = vec!["EVAL", SCRIPT, "1", stream_id, group];
+        command.extend(counts_as_text.iter().map(String::as_str));
+        self.command(&command);
+        (0..counts.len()).map(|number| format!("left-{number}")).collect()
+    }
+
     /// A section of INFO, such as `stats` or `commandstats`.
     #[track_caller]
     pub fn info(&self, section: &str) -> BTreeMap<String, String> {
