@@ -408,6 +408,7 @@ impl Keeper {
         let limit = Deadline::after(self.shared.settings.close_timeout);
         // Handlers may still be at work: what they acknowledge from here on goes through the pool.
         self.shared.acks.close();
+        self.leave_time_for_a_new_connection();
         while self.shared.acks.len() > 0 {
             let Err(error) = self.flush_acks() else { continue };
             if !error.is_retryable() {
@@ -427,7 +428,6 @@ impl Keeper {
         // To give something back twice does no harm: its count has changed the first time.
         while let Err(error) = self.tidy_up(not_handed_out) {
             log::debug!("consumer {} did not end tidily: {}", self.shared.key.consumer, with_causes(&error));
-            self.lease_size.note_failure(&error);
             let pause = self.shared.settings.backoff.wait(self.failures);
             self.failures = self.failures.saturating_add(1);
             if !error.is_retryable() || pause >= limit.left() || self.shared.keeper_interrupter.wait(pause) {
@@ -436,11 +436,24 @@ impl Keeper {
         }
     }
 
+    /// The connection may have died and not told. So it is given up in time for another one, where the line is fast enough
+    /// for that.
+    fn leave_time_for_a_new_connection(&mut self) {
+        let half = self.shared.settings.close_timeout / 2;
+        let connecting = self.connecting();
+        if let Some(connection) = &mut self.connection
+            && connecting < half
+        {
+            connection.limit_socket_timeout(half);
+        }
+    }
+
     /// What nobody has asked for goes back as it came: for anyone to take, and without the hand-out that was marked.
     fn tidy_up(&mut self, not_handed_out: &Leftover) -> Result<()> {
         let (key, claim_idle) = (self.shared.key.clone(), self.shared.input.claim_idle);
-        for receipts in not_handed_out.not_enqueued.chunks(self.lease_size.now()) {
-            let given_back: Vec<_> = receipts
+        let (limit, mut size) = (self.patience(), self.lease_size);
+        let given_back = leases::in_pieces(&not_handed_out.not_enqueued, &mut size, limit, |receipts| {
+            let current: Vec<_> = receipts
                 .iter()
                 .filter(|receipt| self.shared.in_flight.is_current(receipt))
                 .map(|receipt| GivenBack {
@@ -449,10 +462,13 @@ impl Keeper {
                     counted: receipt.deliveries.saturating_sub(1),
                 })
                 .collect();
-            if !given_back.is_empty() {
-                self.with_connection(|connection| commands::give_back(connection, &key, claim_idle, &given_back))?;
+            if current.is_empty() {
+                return Ok(());
             }
-        }
+            self.with_connection(|connection| commands::give_back(connection, &key, claim_idle, &current)).map(drop)
+        });
+        self.lease_size = size;
+        given_back?;
         if let Some(unseen) = &not_handed_out.unseen {
             let shared = Arc::clone(&self.shared);
             self.with_connection(|connection| unseen.give_back(connection, &shared))?;

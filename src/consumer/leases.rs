@@ -52,13 +52,14 @@ pub(super) fn look_after_parked(
     })
 }
 
-fn in_pieces(
-    ids: &[EntryId],
+/// Asks about all of these, as many with one command as `size` says. `limit` is the time that each command has.
+pub(super) fn in_pieces<T>(
+    all: &[T],
     size: &mut RequestSize,
     limit: Duration,
-    mut ask: impl FnMut(&[EntryId]) -> Result<()>,
+    mut ask: impl FnMut(&[T]) -> Result<()>,
 ) -> Result<()> {
-    let mut rest = ids;
+    let mut rest = all;
     while !rest.is_empty() {
         let (now, later) = rest.split_at(size.now().min(rest.len()));
         let sent = Instant::now();

@@ -1,7 +1,10 @@
 //! A connection that is gone for the client and not for the server: the read that waits on it takes what comes next, and
 //! nobody gets it.
 
-use crate::common::{Proxy, Reply, Server, wait_until};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::common::{Direction, Proxy, Reply, Server, wait_until};
 use crate::support::{LIMIT, Line, Scene, assert_quiet, next};
 
 /// What the user may do about its own lost connection: kill it, unblock it, or nothing.
@@ -119,4 +122,43 @@ fn a_client_of_a_restarted_server_is_not_taken_for_the_lost_one() {
     let reply = clients.last_mut().unwrap().command(&["PING"]);
     assert!(matches!(reply, Ok(Reply::Simple(_))), "{reply:?}");
     consumer.close().unwrap();
+}
+
+#[test]
+fn a_lost_read_that_is_on_its_way_yet_takes_nothing_for_good() {
+    const HELD_BACK: Duration = Duration::from_millis(300);
+    // Longer than a reconnect takes, and shorter than the server may hold a blocked read.
+    const LATE: Duration = Duration::from_secs(2);
+    for rule in &RULES[1..] {
+        let line = Line::plain();
+        let Line { scene, proxy, .. } = &line;
+        if matches!(scene.server.try_command(&["ACL", "SETUSER", "default", rule]).unwrap(), Reply::Error(_)) {
+            continue;
+        }
+        let consumer = line.consumer("one").claim(false).spawn().unwrap();
+        wait_until(LIMIT, || blocked(scene).len() == 1);
+        let (reader, _) = scene.connections();
+        proxy.delay(Direction::ToServer, HELD_BACK);
+        scene.add("before");
+        next(&consumer).ack().unwrap();
+        // Its next read is on the way when the connection is lost.
+        wait_until(LIMIT, || proxy.waiting(&reader) > 0);
+        proxy.abandon_late(LATE);
+        proxy.delay(Direction::ToServer, Duration::ZERO);
+        wait_until(LIMIT, || consumer.stats().reconnects == 1);
+        // It has arrived, and takes what comes if nothing else waits there.
+        let is_lost_read =
+            |client: &BTreeMap<String, String>| client["addr"] == reader && client["flags"].contains('b');
+        wait_until(LIMIT, || scene.server.client_list().iter().any(is_lost_read));
+        for number in 0..3 {
+            let text = format!("after-{number}");
+            scene.add(&text);
+            let delivery = next(&consumer);
+            assert_eq!((delivery.text().unwrap(), delivery.delivery_count()), (&*text, 1), "{rule}");
+            delivery.ack().unwrap();
+        }
+        assert_quiet(&consumer);
+        consumer.close().unwrap();
+        scene.server.wait_until(|_| scene.pending() == 0);
+    }
 }

@@ -3,15 +3,17 @@
 //! Each module proves one kind of fault: outages and reconnects, a server that is killed again and again, streams and groups
 //! that vanish, states in which a server refuses, half-open networks, the pool without a server, who has connections opened
 //! and when, entries that are trimmed before anyone saw them, shared publishers whose connection fails, damaged replies, the
-//! bounds of every call under load, slow lines, reads that outlive their connection, and what of all that counts as a
+//! bounds of every call under load, slow lines, servers that are far away, ends on connections that are dead, reads that outlive their connection, and what of all that counts as a
 //! delivery.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod bounds;
+mod closing;
 mod counting;
 mod damage;
+mod far_away;
 mod groups;
 mod half_open;
 mod loss;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 use step_redis::{AckMode, Backoff, StreamOutput};
 
-use crate::common::{Direction, Proxy, Server};
-use crate::support::{LIMIT, SLACK, Scene, assert_quiet, connect, median, next, quick, take};
+use crate::common::{Direction, Proxy, Server, wait_until};
+use crate::support::{LIMIT, Line, SLACK, Scene, assert_quiet, connect, median, next, quick, take};
 
 #[test]
 fn an_outage_is_one_warning_one_note_that_it_is_over_and_counted() {
@@ -248,4 +248,35 @@ fn what_waits_for_its_last_hand_out_keeps_its_number_when_the_connection_breaks(
     scene.wait_until_blocked();
     held.ack().unwrap();
     assert_eq!(next(&second).delivery_count(), 2);
+}
+
+#[test]
+fn a_user_who_may_not_run_scripts_reads_on_after_a_reconnect_and_keeps_what_it_holds() {
+    // What is older than a sixth of `claim_idle` is renewed after a reconnect.
+    const OLD: i64 = 10_500;
+    let check = |line: &Line| {
+        let Line { scene, proxy, .. } = line;
+        scene.server.command(&["ACL", "SETUSER", "default", "-eval", "-evalsha"]);
+        let consumer = line.consumer("one").spawn().unwrap();
+        scene.add_many("before", 3);
+        let held: Vec<_> = (0..3).map(|_| next(&consumer)).collect();
+        scene.server.wait_until(|_| scene.pending_entries().iter().all(|(_, idle, _)| *idle > OLD));
+        for round in 1..=2 {
+            scene.wait_until_blocked();
+            proxy.reset();
+            wait_until(LIMIT, || consumer.stats().reconnects >= round);
+            scene.add("after");
+            assert_eq!(take(&consumer, 1), ["after"]);
+            assert_eq!(consumer.stats().reconnects, round, "one attempt is enough");
+        }
+        held.into_iter().for_each(|delivery| delivery.ack().unwrap());
+        scene.server.wait_until(|_| scene.pending() == 0);
+        let stats = consumer.close().unwrap();
+        assert_eq!((stats.received, stats.acked), (5, 5), "{stats:?}");
+    };
+    std::thread::scope(|scope| {
+        for line in Line::all() {
+            scope.spawn(move || check(&line));
+        }
+    });
 }

@@ -46,6 +46,41 @@ fn a_line_that_carries_one_entry_in_time_makes_progress() {
     });
 }
 
+/// The line carries 32 KB/s to the server.
+fn large_dead_letters_stay_at_the_server(line: &Line) {
+    const BYTES: usize = 1 << 20;
+    let Line { scene, proxy, .. } = line;
+    let group = ["XGROUP", "CREATE", &scene.stream_id, "group", "0", "MKSTREAM"];
+    scene.server.command(&group);
+    let large = scene.add_large("large", 1, BYTES);
+    let read = ["XREADGROUP", "GROUP", "group", "gone", "STREAMS", &scene.stream_id, ">"];
+    let id = scene.server.command(&read).array()[0].array()[1].array()[0].array()[0].text();
+    let exhausted = ["IDLE", "100000", "RETRYCOUNT", "3", "JUSTID"];
+    scene.server.command(&[&["XCLAIM", &scene.stream_id, "group", "gone", "0", &id], &exhausted[..]].concat());
+    let behind = scene.leave_behind(&[1]);
+    let consumer = line.consumer("one").max_deliveries(3).dead_letter(scene.dead());
+    proxy.drip(Direction::ToServer, 1_600, Duration::from_millis(50));
+    let consumer = consumer.spawn().unwrap();
+    let delivery = next(&consumer);
+    assert_eq!((delivery.text().unwrap(), delivery.delivery_count()), (&*behind[0], 2));
+    delivery.ack().unwrap();
+    scene.server.wait_until(|_| scene.pending() == 0);
+    assert_eq!(scene.buried(), large);
+    let stats = consumer.close().unwrap();
+    assert_eq!((stats.dead_lettered, stats.reconnects), (1, 0), "{stats:?}");
+    let (up, down) = (proxy.forwarded(Direction::ToServer), proxy.forwarded(Direction::ToClient));
+    assert!(up < BYTES as u64 / 4 && down < BYTES as u64 / 4, "{up} bytes up, {down} bytes down");
+}
+
+#[test]
+fn a_large_entry_is_buried_behind_a_narrow_uplink_and_holds_up_nothing() {
+    std::thread::scope(|scope| {
+        for line in Line::all() {
+            scope.spawn(move || large_dead_letters_stay_at_the_server(&line));
+        }
+    });
+}
+
 #[cfg(feature = "tls")]
 mod far_away {
     use super::*;

@@ -117,6 +117,48 @@ impl Scene {
         calls.and_then(|calls| calls.parse().ok()).expect("commandstats count calls")
     }
 
+    /// The commands that clients send while something is done, each as the server shows it to `MONITOR`, without those that
+    /// scripts call.
+    pub(crate) fn sent_while<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<String>) {
+        const END: &str = "the work is done";
+        let mut monitor = self.server.client().unwrap();
+        assert!(monitor.command(&["MONITOR"]).unwrap().is_ok());
+        let outcome = work();
+        self.server.command(&["ECHO", END]);
+        let mut sent = Vec::new();
+        loop {
+            let line = monitor.receive(LIMIT).unwrap().text();
+            let Some((from, command)) = line.split_once("] ") else { continue };
+            if command.contains(END) {
+                return (outcome, sent);
+            }
+            if !from.ends_with(" lua") {
+                sent.push(command.to_owned());
+            }
+        }
+    }
+
+    /// Entries of a consumer that is gone, for anyone to claim, with these counts; see [`Server::leave_behind`].
+    pub(crate) fn leave_behind(&self, counts: &[u64]) -> Vec<String> {
+        self.server.leave_behind(&self.stream_id, "group", counts)
+    }
+
+    /// The addresses of the consumer's connections, as the server knows them, when it has begun to work: that of the one
+    /// that reads, and that of the one for housekeeping.
+    pub(crate) fn connections(&self) -> (String, String) {
+        let mut found = None;
+        self.server.wait_until(|server| {
+            let clients = server.client_list();
+            let address = |is_meant: &dyn Fn(&BTreeMap<String, String>) -> bool| {
+                clients.iter().find(|client| is_meant(client)).map(|client| client["addr"].clone())
+            };
+            let reader = address(&|client| client["cmd"] == "xreadgroup");
+            found = reader.zip(address(&|client| client["cmd"] == "eval"));
+            found.is_some()
+        });
+        found.expect("it was waited for")
+    }
+
     /// Waits until the reader is blocked at the server.
     pub(crate) fn wait_until_blocked(&self) {
         self.server.wait_until(|server| {
