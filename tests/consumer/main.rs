@@ -19,6 +19,7 @@ mod idling;
 mod incarnation;
 mod iterators;
 mod kills;
+mod last_chances;
 mod leases;
 mod names;
 mod own_pending;

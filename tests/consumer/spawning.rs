@@ -1,6 +1,6 @@
 //! What `spawn()` refuses, and what it says then.
 
-use crate::common::Server;
+use crate::common::{Direction, Proxy, Server, wait_until};
 use crate::support::{Bench, LONG, next, stream_at};
 use std::time::{Duration, Instant};
 use step_redis::{
@@ -148,4 +148,36 @@ fn a_server_that_refuses_is_not_waited_for() {
     let error = stream.consumer(bench.input()).wait_for_server(LONG).spawn().unwrap_err();
     assert!(matches!(error, Error::Auth { .. }), "{error:?}");
     assert!(started.elapsed() < LONG / 2);
+}
+
+#[test]
+fn a_server_that_vanishes_between_the_two_connections_is_waited_for_if_asked() {
+    let bench = Bench::start();
+    bench.publish(1);
+    let proxy = Proxy::start(bench.server.port());
+    let stream = StepStream::new(StepPool::new(PoolParams::new("127.0.0.1", proxy.port())).unwrap());
+    for limit in [Duration::ZERO, LONG] {
+        // Slow enough to do something before the first connection is ready.
+        proxy.delay(Direction::ToClient, Duration::from_millis(200));
+        let spawned = std::thread::scope(|scope| {
+            let accepted = proxy.accepted();
+            let spawning = scope.spawn(|| stream.consumer(bench.input()).wait_for_server(limit).spawn());
+            proxy.wait_until(|proxy| proxy.accepted() > accepted);
+            proxy.refuse(true);
+            // The first connection works until the second one is wanted.
+            let failed = || spawning.is_finished() || proxy.open() == 0;
+            wait_until(LONG, failed);
+            proxy.heal();
+            spawning.join().unwrap()
+        });
+        match (limit.is_zero(), spawned) {
+            (true, Err(error)) => assert!(matches!(error, Error::Connect { .. }), "{error:?}"),
+            (false, Ok(consumer)) => {
+                next(&consumer).ack().unwrap();
+                consumer.close().unwrap();
+            }
+            (_, other) => panic!("{limit:?}: {other:?}"),
+        }
+    }
+    assert_eq!(bench.pending(), 0);
 }

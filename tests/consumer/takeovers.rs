@@ -110,3 +110,31 @@ fn an_old_guard_is_still_void_after_the_takeover_was_noticed() {
     let stats = consumer.close().unwrap();
     assert_eq!((bench.pending(), stats.acked), (0, 2));
 }
+
+#[test]
+fn an_entry_with_the_greatest_count_holds_up_nobody() {
+    // `XNACK ... FATAL` sets it, and so may anyone with `XCLAIM ... RETRYCOUNT`.
+    const GREATEST: u64 = i64::MAX as u64;
+    for limit in [None, Some(3)] {
+        for bench in every_bench() {
+            bench.server.leave_behind(&bench.key, GROUP, &[1, GREATEST, 1]);
+            let consumer = bench.stream.consumer(default_input(&bench));
+            let consumer = match limit {
+                None => consumer,
+                Some(limit) => consumer.max_deliveries(limit).dead_letter(bench.dead()),
+            };
+            let consumer = consumer.spawn().unwrap();
+            let expected: &[_] = match limit {
+                None => &[("left-0", 2), ("left-1", GREATEST), ("left-2", 2)],
+                Some(_) => &[("left-0", 2), ("left-2", 2)],
+            };
+            for expected in expected {
+                let delivery = next(&consumer);
+                assert_eq!((delivery.text().unwrap(), delivery.delivery_count()), *expected);
+                delivery.ack().unwrap();
+            }
+            bench.server.wait_until(|_| bench.pending() == 0);
+            assert_eq!(consumer.close().unwrap().dead_lettered, u64::from(limit.is_some()));
+        }
+    }
+}
