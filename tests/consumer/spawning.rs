@@ -1,6 +1,6 @@
 //! What `spawn()` refuses, and what it says then.
 
-use crate::common::{Direction, Proxy, Server, wait_until};
+use crate::common::{Direction, Proxy, Server};
 use crate::support::{Bench, LONG, next, stream_at};
 use std::time::{Duration, Instant};
 use step_redis::{
@@ -160,13 +160,11 @@ fn a_server_that_vanishes_between_the_two_connections_is_waited_for_if_asked() {
         // Slow enough to do something before the first connection is ready.
         proxy.delay(Direction::ToClient, Duration::from_millis(200));
         let spawned = std::thread::scope(|scope| {
-            let accepted = proxy.accepted();
             let spawning = scope.spawn(|| stream.consumer(bench.input()).wait_for_server(limit).spawn());
-            proxy.wait_until(|proxy| proxy.accepted() > accepted);
+            proxy.wait_until(|proxy| proxy.open() == 1);
             proxy.refuse(true);
             // The first connection works until the second one is wanted.
-            let failed = || spawning.is_finished() || proxy.open() == 0;
-            wait_until(LONG, failed);
+            proxy.wait_until(|proxy| proxy.open() == 0);
             proxy.heal();
             spawning.join().unwrap()
         });
