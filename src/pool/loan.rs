@@ -46,6 +46,8 @@ impl<W: World> Drop for Loan<W> {
 /// One that is broken or still owed a reply is closed instead, and so is one on which something was left behind that would
 /// meet its next user: an open transaction, a watched key, another database, another login, a subscription, or a mode, as
 /// set by `CLIENT REPLY`, `CLIENT TRACKING` or `MONITOR`. A transaction that was ended, by `EXEC` or `DISCARD`, leaves nothing.
+/// A command that was sent without waiting for its reply (`set_no_response`) leaves the connection as it was lent, and whoever
+/// has it next waits for as long as the server is at that command.
 ///
 /// An [`Interrupter`](crate::Interrupter) of it ends with the loan.
 pub struct PooledConnection(pub(super) Loan<Surroundings>);

@@ -249,4 +249,15 @@ mod tests {
             assert!(told.contains("script") && !told.contains("ann"), "{told}");
         }
     }
+
+    #[test]
+    fn an_aborted_transaction_does_not_name_the_user_either() {
+        let line = b"EXECABORT Transaction discarded because of: NOPERM User bobby has no permissions to run 'get'";
+        let error = redis_error(line);
+        assert_eq!((error.code(), error.to_string().contains("bobby")), (Some("EXECABORT"), false));
+        assert!(error.detail().is_some_and(|text| text.ends_with("NOPERM this user has no permissions to run 'get'")));
+        // Somebody's key may be called anything.
+        let line = b"ERR no key NOPERM User bobby has no permissions";
+        assert!(redis_error(line).detail().is_some_and(|text| text.contains("bobby")));
+    }
 }
