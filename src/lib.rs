@@ -194,10 +194,15 @@
 //!
 //! Redis 6.2 or later, or Valkey. A user under an ACL needs `PING`, `HELLO` (or `AUTH`, with [`Protocol::Resp2`]) and, for
 //! another database than 0, `SELECT`; and as far as they are used, `XADD`, `XREADGROUP`, `XACK`, `XGROUP`, `XPENDING`,
-//! `XCLAIM`, `XAUTOCLAIM`, `XRANGE`, `XDEL`, `XINFO`, for an expiry `TYPE` and `PEXPIRE`, and `EVAL`: what must happen in one
-//! step at the server (leases, giving back, dead letters, an expiry that touches nothing but streams) is a small script.
-//! Without `EVAL`, of these only the expiry works, at the cost of more round trips. `CLIENT ID` and `CLIENT UNBLOCK` make
-//! stopping gentler, `CLIENT SETNAME` names the connection, and all three can be missing.
+//! `XCLAIM`, `XAUTOCLAIM`, `XRANGE`, `XDEL`, `XINFO`, for an expiry `TYPE`, `PTTL` and `PEXPIRE`, and `EVAL`: what must happen in
+//! one step at the server (taking entries again, leases, giving back, dead letters, an expiry that touches nothing but streams)
+//! is a small script. Without `EVAL`, of these only the expiry works, at the cost of more round trips; a consumer reads and
+//! acknowledges, claims nothing, and ends with the refusal when it finds entries from before a restart. `XGROUP` is needed only
+//! where the group is to be created.
+//!
+//! `CLIENT ID` and `CLIENT UNBLOCK` make stopping gentler and claims prompt; `CLIENT KILL` and `INFO` (in a script) let a consumer
+//! end its lost connection at once, where it would otherwise wait until the blocked read is over; `CLIENT SETNAME` names the
+//! connection. All of them can be missing.
 //!
 //! # Features
 //!
@@ -213,8 +218,10 @@
 //! | level | what |
 //! |---|---|
 //! | error | a thread of the library panicked |
-//! | warn | an outage begins; a permission is missing |
-//! | warn | entries or a group were lost at the server; entries were taken over by another consumer; dead letters |
+//! | warn | an outage begins; a permission is missing; reading waits for acknowledgements |
+//! | warn | `claim_idle` is too short for the line; a dead letter stream that takes nothing now |
+//! | warn | entries or a group were lost at the server; a stream was made again with the same ids; dead letters |
+//! | warn | entries were taken over by another consumer |
 //! | warn | a dropped consumer's error or unconfirmed acknowledgements; a dropped delivery that could not be settled |
 //! | warn | an expiry that was not refreshed; certificates that are not verified, or left out |
 //! | info | an outage is over |
