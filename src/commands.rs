@@ -14,7 +14,7 @@ mod server;
 
 use redis::ServerErrorKind;
 
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 

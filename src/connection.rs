@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::log_later::log_later;
-use crate::net::{Deadline, Interrupter, LastGood, Socket, is_deadline, is_hang_up};
+use crate::net::{Interrupter, LastGood, Socket, is_deadline, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Command, Token, Unacceptable, answer_within_script, redis_error};
 

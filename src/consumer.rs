@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 
+use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, with_causes};
-use crate::net::Deadline;
 use reader::Leftover;
 use shared::Shared;
 use takers::WaitingTaker;

@@ -6,7 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::entry::{Entry, EntryId};
+use crate::entry::Entry;
+use crate::entry_id::EntryId;
 use crate::error::Result;
 pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settlement, bury};
 

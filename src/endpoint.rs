@@ -1,11 +1,11 @@
 //! What to read and what to write: the two ends of a stream, as plain data.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::entry::EntryId;
+use crate::consumer_name::process_name;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
 /// The end of the year 9999 in milliseconds: who gives more counts in another unit.
@@ -300,21 +300,4 @@ pub(crate) fn milliseconds(duration: Duration) -> u64 {
     let rounded_up = duration.as_nanos().div_ceil(1_000_000);
     // The server counts in signed 64-bit milliseconds and adds the current time.
     u64::try_from(rounded_up).unwrap_or(u64::MAX).min(u64::MAX / 4)
-}
-
-/// A consumer name for this process: the host, the process id, and a random part, as ids come again after a restart and in
-/// containers.
-pub(crate) fn process_name() -> Arc<str> {
-    static NAME: OnceLock<Arc<str>> = OnceLock::new();
-    let name = NAME.get_or_init(|| {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-            .ok()
-            .or_else(|| std::env::var("HOSTNAME").ok())
-            .map(|host| host.trim().to_owned())
-            .filter(|host| !host.is_empty())
-            .unwrap_or_else(|| "host".to_owned());
-        let random = RandomState::new().build_hasher().finish();
-        format!("{host}-{}-{:08x}", std::process::id(), random as u32).into()
-    });
-    Arc::clone(name)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use crate::entry::EntryId;
+use crate::entry_id::{EntryId, ParseEntryIdError};
 
 /// A `Result` whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -389,6 +389,12 @@ impl From<Error> for RedisError {
             )),
             other => io::Error::other(other).into(),
         }
+    }
+}
+
+impl From<ParseEntryIdError> for Error {
+    fn from(error: ParseEntryIdError) -> Error {
+        Error::params("entry id", error.to_string())
     }
 }
 

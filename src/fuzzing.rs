@@ -4,7 +4,8 @@
 
 use redis::{PushKind, ServerError, Value};
 
-use crate::entry::{self, Entry, EntryId};
+use crate::entry::{self, Entry};
+use crate::entry_id::EntryId;
 use crate::params::PoolParams;
 use crate::resp::{Cursor, Malformed, Scanner, Unacceptable};
 

@@ -238,9 +238,12 @@
 mod commands;
 mod connection;
 mod consumer;
+mod consumer_name;
+mod deadline;
 mod delivery;
 mod endpoint;
 mod entry;
+mod entry_id;
 mod error;
 mod latch;
 mod log_later;
@@ -266,7 +269,8 @@ pub use consumer::{
 pub use crossbeam_channel;
 pub use delivery::{Delivery, OnDrop};
 pub use endpoint::{Retention, StartId, StreamInput, StreamOutput};
-pub use entry::{Entry, EntryId, IntoBytes, Message};
+pub use entry::{Entry, IntoBytes, Message};
+pub use entry_id::{EntryId, ParseEntryIdError};
 pub use error::{ConnectStep, Error, Result};
 pub use net::Interrupter;
 pub use params::{Pem, PoolParams, Protocol, TlsParams};

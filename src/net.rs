@@ -12,8 +12,9 @@ mod system;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::deadline::Deadline;
 use crate::error::{ConnectStep, Error, Result};
 use crate::latch::{Latch, lock};
 use crate::params::PoolParams;
@@ -21,44 +22,6 @@ use crate::params::PoolParams;
 use encrypted::TlsStream;
 use look_up::look_up;
 use open::{open_tcp, open_unix};
-
-/// A time limit that has begun to run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    started: Instant,
-    limit: Duration,
-}
-
-impl Deadline {
-    /// A limit that begins now.
-    pub(crate) fn after(limit: Duration) -> Deadline {
-        Deadline { started: Instant::now(), limit }
-    }
-
-    pub(crate) fn started(&self) -> Instant {
-        self.started
-    }
-
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
-    }
-
-    /// The time left; zero when it is over.
-    pub(crate) fn left(&self) -> Duration {
-        self.limit.saturating_sub(self.started.elapsed())
-    }
-
-    fn remaining(&self) -> io::Result<Duration> {
-        match self.left() {
-            Duration::ZERO => Err(self.expired()),
-            left => Ok(left),
-        }
-    }
-
-    fn expired(&self) -> io::Error {
-        io::Error::new(io::ErrorKind::TimedOut, format!("not finished within {:?}", self.limit))
-    }
-}
 
 /// Ends a connection's blocking calls from another thread, at once and without the server's help.
 ///

@@ -14,11 +14,13 @@ use std::time::{Duration, Instant};
 
 use crate::commands;
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::endpoint::StreamOutput;
-use crate::entry::{EntryId, Message};
+use crate::entry::Message;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::log_later;
-use crate::net::{Deadline, Interrupter};
+use crate::net::Interrupter;
 use crate::pool::StepPool;
 use crate::stream::{StepStream, check_message, conclude_add};
 use crate::sync::{Condvar, Mutex, MutexGuard};

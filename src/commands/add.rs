@@ -6,7 +6,8 @@ use super::pending::{PendingEntry, missing_from_stream, pending_entry};
 use super::{ack, integer, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{AddStart, ConsumerKey, Retention, StreamOutput, milliseconds};
-use crate::entry::{EntryId, Message, PAYLOAD_FIELD};
+use crate::entry::{Message, PAYLOAD_FIELD};
+use crate::entry_id::EntryId;
 use crate::error::Result;
 use crate::resp::{Command, Token, header, push_argument};
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{decode_id, integer, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, milliseconds};
-use crate::entry::{self, Claimed, Entry, EntryId};
+use crate::entry::{self, Claimed, Entry};
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::resp::{Cursor, Malformed, Token};
 

@@ -1,6 +1,6 @@
 //! Where a stream and a group stand, as far as noticing losses needs it.
 
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::resp::{Cursor, Malformed, Token};
 
 /// A stream's and a group's counters at one moment.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{conclude_refresh, encode_refresh, integer, push_id, receive_refresh};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, StartId, StreamInput, milliseconds};
-use crate::entry::{self, EntryId, Received};
+use crate::entry::{self, Received};
+use crate::entry_id::EntryId;
 use crate::error::Result;
 
 /// Creates the group, and the stream if there is none, and sets the stream's expiry in the same round trip. `false`: it was

@@ -11,7 +11,8 @@ use super::progress::{StreamProgress, decode_progress};
 use super::{decode_id, integer, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, milliseconds};
-use crate::entry::{self, Entry, EntryId};
+use crate::entry::{self, Entry};
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::resp::{Cursor, Malformed};
 

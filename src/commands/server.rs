@@ -3,10 +3,11 @@
 use super::integer;
 use super::read::{encode_ack, receive_acked};
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::endpoint::ConsumerKey;
-use crate::entry::{self, EntryId};
+use crate::entry;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
-use crate::net::Deadline;
 
 /// Only the line that is wanted: all of `INFO server` is a long reply for a slow line.
 const RUN_ID: &str = "return string.match(redis.call('INFO','server'),'run_id:(%x+)') or ''";

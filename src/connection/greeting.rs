@@ -6,10 +6,11 @@ use std::time::Duration;
 use redis::RedisError;
 
 use super::Connection;
+use crate::deadline::Deadline;
 use crate::error::{ConnectStep, Error, Result};
 use crate::latch::lock;
 use crate::log_later::log_later;
-use crate::net::{Deadline, Interrupter, LastGood, Socket, is_hang_up};
+use crate::net::{Interrupter, LastGood, Socket, is_hang_up};
 use crate::params::{PoolParams, Protocol};
 use crate::resp::{Token, redis_error};
 

@@ -5,9 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use super::Connection;
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::log_later::log_later;
-use crate::net::Deadline;
 
 impl Connection {
     /// A look at a connection that is to be used at once: a server that ended meanwhile is noticed before a request is lost

@@ -1,7 +1,6 @@
 //! How a consumer is set up and started.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,11 +13,12 @@ use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
 use crate::connection::Connection;
+use crate::consumer_name::unique_name;
+use crate::deadline::Deadline;
 use crate::delivery::OnDrop;
-use crate::endpoint::{StartId, StreamInput, StreamOutput, process_name};
-use crate::entry::EntryId;
+use crate::endpoint::{StartId, StreamInput, StreamOutput};
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
-use crate::net::Deadline;
 use crate::pool::StepPool;
 use crate::stream::{MOST_ENTRIES, StepStream};
 
@@ -286,10 +286,4 @@ fn check_entries(field: &'static str, entries: usize) -> Result<()> {
 
 fn start<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<thread::JoinHandle<T>> {
     thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| Error::Thread { source: Arc::new(source) })
-}
-
-/// The process's name and a number: each consumer of a process is one of its own to the server.
-fn unique_name() -> Arc<str> {
-    static CONSUMERS: AtomicU64 = AtomicU64::new(1);
-    format!("{}-{}", process_name(), CONSUMERS.fetch_add(1, Ordering::Relaxed)).into()
 }

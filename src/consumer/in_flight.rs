@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::delivery::Receipt;
-use crate::entry::{Entry, EntryId};
+use crate::entry::Entry;
+use crate::entry_id::EntryId;
 use crate::latch::lock;
 
 /// Which entries are held here. It keeps them leased, keeps them from being handed out twice, tells which guard is the one

@@ -12,8 +12,8 @@ use super::request_size::RequestSize;
 use super::shared::Shared;
 use crate::commands::{self, GivenBack, SearchPosition};
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::error::{Error, Result, with_causes};
-use crate::net::Deadline;
 
 /// For how long a reader that has something to claim is woken, if it begins to wait just then.
 const WAKE_LIMIT: Duration = Duration::from_millis(40);

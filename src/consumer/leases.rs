@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::request_size::RequestSize;
 use super::shared::Shared;
 use crate::commands::NotOurs;
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::error::Result;
 
 /// How many entries one script looks after.

@@ -1,7 +1,7 @@
 //! Notices entries that a length limit or a deletion took away before anyone in the group saw them.
 
 use crate::commands::StreamProgress;
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 
 /// Compares what the server tells from time to time. It needs the counters that Redis has since 7.0.
 ///

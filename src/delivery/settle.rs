@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::commands::{self, Buried, GivenBack, PendingEntry};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
-use crate::entry::{Entry, EntryId};
+use crate::entry::Entry;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::pool::StepPool;
 

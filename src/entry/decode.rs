@@ -1,6 +1,7 @@
 //! Stream entries straight from a reply's bytes, without a `redis::Value` in between.
 
-use super::{Entry, EntryId, FieldPacker};
+use super::{Entry, FieldPacker};
+use crate::entry_id::EntryId;
 use crate::resp::{Cursor, Malformed, Token};
 
 /// The reply of `XREADGROUP`.

@@ -4,7 +4,8 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Deadline, Interrupter, interrupted};
+use super::{Interrupter, interrupted};
+use crate::deadline::Deadline;
 use crate::latch::{Latch, lock};
 
 /// A host and a port.

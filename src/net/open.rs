@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::system::{begin_connect, wait_for_any, without_signals};
-use super::{Deadline, Interrupter, interrupted, is_call_timeout};
+use super::{Interrupter, interrupted, is_call_timeout};
+use crate::deadline::Deadline;
 use crate::params::PoolParams;
 
 /// How long an address has to answer before the next one is tried beside it (RFC 8305, section 5).

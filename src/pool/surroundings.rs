@@ -10,10 +10,11 @@ use super::lending::World;
 use super::places::{Manager, Place};
 use super::state::Pace;
 use crate::connection::{Connection, Connector, Progress};
+use crate::deadline::Deadline;
 use crate::error::{Error, Result, with_causes};
 use crate::latch::lock;
 use crate::log_later::log_later;
-use crate::net::{Deadline, Interrupter};
+use crate::net::Interrupter;
 use crate::params::PoolParams;
 use crate::sync::{Condvar, MutexGuard};
 

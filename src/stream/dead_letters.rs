@@ -4,7 +4,8 @@ use super::{StepStream, check_count};
 use crate::commands;
 use crate::delivery::DEAD_LETTER_FIELDS;
 use crate::endpoint::StreamOutput;
-use crate::entry::{self, Entry, EntryId};
+use crate::entry::{self, Entry};
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
 /// An entry that was given up on: what it held, where it came from, and why.

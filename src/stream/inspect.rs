@@ -3,7 +3,7 @@
 use super::StepStream;
 use crate::connection::Connection;
 use crate::endpoint::StreamInput;
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::error::Result;
 use crate::resp::{Cursor, Malformed, Token};
 

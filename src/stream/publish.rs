@@ -6,7 +6,8 @@ use super::StepStream;
 use crate::commands;
 use crate::connection::Connection;
 use crate::endpoint::StreamOutput;
-use crate::entry::{EntryId, Message};
+use crate::entry::Message;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
 /// A batch is sent in pieces of at most this many messages, or bytes if those come first; while one piece is on its way, the

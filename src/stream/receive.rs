@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::{StepStream, check_count};
 use crate::commands::{self, GivenBack};
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::delivery::{Delivery, PoolSettler, Receipt, Settle, by_settler, conclude_ack, receipts};
 use crate::endpoint::{ConsumerKey, StreamInput};
-use crate::entry::{Entry, EntryId};
+use crate::entry::Entry;
+use crate::entry_id::EntryId;
 use crate::error::Result;
-use crate::net::Deadline;
 
 /// The longest single wait at the server. A longer `wait_timeout` is made of several, so that a connection which died
 /// silently is noticed.

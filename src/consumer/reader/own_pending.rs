@@ -14,7 +14,7 @@ use crate::consumer::in_flight::Phase;
 use crate::consumer::leases;
 use crate::consumer::shared::Shared;
 use crate::endpoint::ConsumerKey;
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::error::Result;
 
 /// How many pending entries are looked at with one command when a consumer ends.

@@ -9,7 +9,7 @@ use super::{LONGEST_LAST_CHANCE, LOOK_AGAIN, Reader, WatchedConnection};
 use crate::commands::{self, Buried, Candidate, PendingEntry};
 use crate::consumer::in_flight::Phase;
 use crate::delivery::{Receipt, bury};
-use crate::entry::EntryId;
+use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
 
 /// How many entries one script takes at most.
