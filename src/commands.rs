@@ -5,7 +5,9 @@
 //! See <https://redis.io/docs/latest/develop/programmability/eval-intro/>.
 
 mod add;
+mod entries;
 mod expiry;
+mod info;
 mod pending;
 mod progress;
 mod read;
@@ -19,7 +21,12 @@ use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
 pub(crate) use add::{Buried, bury, dead_letter, encode_add, receive_id, requeue};
+pub(crate) use entries::{Received, entries};
+#[cfg(any(fuzzing, test))]
+pub(crate) use entries::{claimed, received};
 pub(crate) use expiry::{conclude_refresh, encode_refresh, receive_refresh, refresh, set_expiry};
+pub use info::{ConsumerPending, GroupInfo, Pending, StreamInfo};
+pub(crate) use info::{pending_summary, stream_info};
 pub(crate) use pending::{
     PendingEntry, autoclaim, delete_consumer_without_pending, delivery_counts, group_exists, own_pending,
 };
@@ -45,6 +52,27 @@ fn integer(reply: &mut Cursor<'_>) -> Result<u64, Malformed> {
 
 fn decode_id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
     EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
+}
+
+/// A number, where a server that does not know it says null or nothing.
+fn optional_number(reply: &mut Cursor<'_>) -> Result<Option<u64>, Malformed> {
+    match reply.next()? {
+        Token::Int(number) => Ok(u64::try_from(number).ok()),
+        Token::Bulk(text) | Token::Simple(text) => {
+            Ok(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()))
+        }
+        Token::Nil => Ok(None),
+        _ => Err("something else where a number belongs"),
+    }
+}
+
+/// An id, or null or nothing where there is none.
+fn optional_id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
+    match reply.next()? {
+        Token::Bulk(id) | Token::Simple(id) => Ok(EntryId::from_bytes(id)),
+        Token::Nil => Ok(None),
+        _ => Err("something else where an entry id belongs"),
+    }
 }
 
 fn is_forbidden(error: &Error) -> bool {

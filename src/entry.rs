@@ -6,10 +6,6 @@ use std::fmt;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
-mod decode;
-
-pub(crate) use decode::{Claimed, Received, claimed, entries, received};
-
 /// The field that carries the payload of a message made of a plain string or bytes.
 pub(crate) const PAYLOAD_FIELD: &[u8] = b"message";
 
@@ -76,11 +72,11 @@ impl fmt::Debug for Entry {
 /// Collects the fields of an entry in their packed form. It serves one entry after another, so that each takes a single
 /// allocation of just its size.
 #[derive(Debug, Default)]
-struct FieldPacker(Vec<u8>);
+pub(crate) struct FieldPacker(Vec<u8>);
 
 impl FieldPacker {
     /// `None` when a name or value is longer than a `u32` counts; the server's own bound is far below.
-    fn push(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+    pub(crate) fn push(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
         self.0.reserve(8 + name.len() + value.len());
         self.0.extend_from_slice(&u32::try_from(name.len()).ok()?.to_le_bytes());
         self.0.extend_from_slice(&u32::try_from(value.len()).ok()?.to_le_bytes());
@@ -90,7 +86,7 @@ impl FieldPacker {
     }
 
     /// An entry of the fields pushed since the last one.
-    fn take(&mut self, id: EntryId) -> Entry {
+    pub(crate) fn take(&mut self, id: EntryId) -> Entry {
         let fields = Box::from(self.0.as_slice());
         self.0.clear();
         Entry { id, fields }

@@ -4,7 +4,8 @@
 
 use redis::{PushKind, ServerError, Value};
 
-use crate::entry::{self, Entry};
+use crate::commands::{claimed, entries, received};
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::params::PoolParams;
 use crate::resp::{Cursor, Malformed, Scanner, Unacceptable};
@@ -36,7 +37,7 @@ pub fn decode_entries(bytes: &[u8]) {
     let (reply, _) = bytes.split_at(length);
     let value = decode(reply).ok();
 
-    if let (Ok(entries), Some(value)) = (entry::entries(&mut Cursor::new(reply)), &value) {
+    if let (Ok(entries), Some(value)) = (entries(&mut Cursor::new(reply)), &value) {
         let ours = entries.into_iter().map(flat).collect();
         let mut expected = list(value);
         if let Some(expected) = &mut expected {
@@ -44,7 +45,7 @@ pub fn decode_entries(bytes: &[u8]) {
         }
         assert_same_entries(ours, expected);
     }
-    if let (Ok(received), Some(value)) = (entry::received(&mut Cursor::new(reply)), &value) {
+    if let (Ok(received), Some(value)) = (received(&mut Cursor::new(reply)), &value) {
         let mut expected = match value {
             Value::Nil => Some(Vec::new()),
             Value::Array(streams) => match streams.as_slice() {
@@ -62,7 +63,7 @@ pub fn decode_entries(bytes: &[u8]) {
         let entries = received.entries.into_iter().map(|(entry, _)| flat(entry));
         assert_same_entries(entries.chain(deleted).collect(), expected);
     }
-    if let (Ok(claimed), Some(value)) = (entry::claimed(&mut Cursor::new(reply)), &value) {
+    if let (Ok(claimed), Some(value)) = (claimed(&mut Cursor::new(reply)), &value) {
         let ours = claimed.entries.into_iter().map(flat).collect();
         let mut expected = items(value).and_then(|parts| list(parts.get(1)?));
         if let Some(expected) = &mut expected {

@@ -260,6 +260,7 @@ mod tls;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 
+pub use commands::{ConsumerPending, GroupInfo, Pending, StreamInfo};
 pub use connection::Connection;
 pub use consumer::{
     AckMode, Backoff, Consumer, ConsumerBuilder, ConsumerStats, IntoIter, Iter, OnGroupLoss, StatsHandle, StopHandle,
@@ -281,7 +282,7 @@ pub use redis;
 /// The TLS library whose configuration [`TlsParams`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;
-pub use stream::{ConsumerPending, DeadLetter, GroupInfo, Pending, StepStream, StreamInfo};
+pub use stream::{DeadLetter, StepStream};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -13,8 +13,6 @@ mod publish;
 mod receive;
 
 pub use dead_letters::DeadLetter;
-pub(crate) use inspect::stream_info;
-pub use inspect::{ConsumerPending, GroupInfo, Pending, StreamInfo};
 pub(crate) use publish::{check_message, conclude_add};
 pub(crate) use receive::{acknowledge_deleted, next_block};
 

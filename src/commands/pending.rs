@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::entries::{Claimed, claimed};
 use super::{decode_id, integer, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, milliseconds};
-use crate::entry::{self, Claimed, Entry};
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::resp::{Cursor, Malformed, Token};
@@ -33,7 +34,7 @@ pub(crate) fn autoclaim(
         .number(milliseconds(min_idle));
     // The server sets memory aside for this many; what is missing comes with the next step.
     push_id(command, start).arg("COUNT").number(count.min(MOST_CLAIMED) as u64);
-    let mut claimed = connection.request()?.decode("XAUTOCLAIM", entry::claimed)?;
+    let mut claimed = connection.request()?.decode("XAUTOCLAIM", claimed)?;
     if claimed.deleted_unnamed > 0 {
         claimed.deleted.extend(find_deleted(connection, key, claimed.deleted_unnamed)?);
     }

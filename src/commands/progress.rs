@@ -1,7 +1,8 @@
 //! Where a stream and a group stand, as far as noticing losses needs it.
 
+use super::{optional_id, optional_number};
 use crate::entry_id::EntryId;
-use crate::resp::{Cursor, Malformed, Token};
+use crate::resp::{Cursor, Malformed};
 
 /// A stream's and a group's counters at one moment.
 #[derive(Clone, Debug)]
@@ -24,24 +25,12 @@ pub(super) fn decode_progress(reply: &mut Cursor<'_>) -> Result<Option<StreamPro
         Some(_) => return Err("not the seven properties that were asked for"),
     }
     Ok(Some(StreamProgress {
-        length: number(reply)?.unwrap_or_default(),
-        first_id: id(reply)?,
-        last_id: id(reply)?.unwrap_or_default(),
-        max_deleted: id(reply)?.unwrap_or_default(),
-        entries_added: number(reply)?.unwrap_or_default(),
-        last_delivered: id(reply)?.unwrap_or_default(),
-        entries_read: number(reply)?,
+        length: optional_number(reply)?.unwrap_or_default(),
+        first_id: optional_id(reply)?,
+        last_id: optional_id(reply)?.unwrap_or_default(),
+        max_deleted: optional_id(reply)?.unwrap_or_default(),
+        entries_added: optional_number(reply)?.unwrap_or_default(),
+        last_delivered: optional_id(reply)?.unwrap_or_default(),
+        entries_read: optional_number(reply)?,
     }))
-}
-
-fn id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
-    Ok(EntryId::from_bytes(reply.bytes()?))
-}
-
-fn number(reply: &mut Cursor<'_>) -> Result<Option<u64>, Malformed> {
-    match reply.next()? {
-        Token::Int(number) => Ok(u64::try_from(number).ok()),
-        Token::Bulk(_) | Token::Simple(_) | Token::Nil => Ok(None),
-        _ => Err("something else where a number belongs"),
-    }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use super::entries::{Received, received};
 use super::{conclude_refresh, encode_refresh, integer, push_id, receive_refresh};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, StartId, StreamInput, milliseconds};
-use crate::entry::{self, Received};
 use crate::entry_id::EntryId;
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ pub(crate) fn receive_read(connection: &mut Connection, key: &ConsumerKey, ttl: 
 }
 
 fn receive_entries(connection: &mut Connection) -> Result<Received> {
-    connection.receive()?.decode("XREADGROUP", entry::received)
+    connection.receive()?.decode("XREADGROUP", received)
 }
 
 /// Encodes `XACK stream group id...`.

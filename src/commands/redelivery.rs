@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
+use super::entries::entries;
 use super::pending::{PendingEntry, pending_entry};
 use super::progress::{StreamProgress, decode_progress};
 use super::{decode_id, integer, push_id};
 use crate::connection::Connection;
 use crate::endpoint::{ConsumerKey, milliseconds};
-use crate::entry::{self, Entry};
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 use crate::resp::{Cursor, Malformed};
@@ -241,7 +242,7 @@ fn receive_contents(connection: &mut Connection, count: usize) -> Result<Vec<Opt
     let mut refusal = None;
     // All replies are taken, so that none is left for the next command.
     for _ in 0..count {
-        match connection.receive()?.decode("XRANGE", entry::entries) {
+        match connection.receive()?.decode("XRANGE", entries) {
             Ok(mut entries) => contents.push(entries.pop()),
             Err(error @ Error::Server { .. }) => refusal = Some(error),
             Err(error) => return Err(error),

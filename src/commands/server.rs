@@ -1,11 +1,12 @@
 //! The server itself: which run of it this is, and other connections to it.
 
+use super::entries::entries;
 use super::integer;
 use super::read::{encode_ack, receive_acked};
 use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::endpoint::ConsumerKey;
-use crate::entry;
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
@@ -67,6 +68,6 @@ pub(crate) fn unblock(
 /// The id of the last entry that a stream holds (`XREVRANGE`); `None` if it holds none.
 pub(crate) fn last_entry_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryId>> {
     connection.command("XREVRANGE", 6).arg(stream_id).arg("+").arg("-").arg("COUNT").arg("1");
-    let entries = connection.request()?.decode("XREVRANGE", entry::entries)?;
-    Ok(entries.first().map(entry::Entry::id))
+    let entries = connection.request()?.decode("XREVRANGE", entries)?;
+    Ok(entries.first().map(Entry::id))
 }

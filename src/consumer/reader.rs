@@ -16,15 +16,15 @@ use super::leases::MOST_LEASES;
 use super::options::OnGroupLoss;
 use super::request_size::RequestSize;
 use super::shared::Shared;
-use crate::commands::{self, Candidate};
+use crate::commands::{self, Candidate, Received};
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Receipt, Settle};
 use crate::endpoint::{ConsumerKey, StartId};
-use crate::entry::{Entry, Received};
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
 use crate::latch::lock;
-use crate::stream::{StreamInfo, next_block, stream_info};
+use crate::stream::next_block;
 use own_pending::OwnPending;
 pub(super) use own_pending::Unseen;
 use queue::Queue;
@@ -548,7 +548,7 @@ fn is_woken(error: &Error) -> bool {
 /// Where a group stands; a group that is yet to be made with [`StartId::New`] will stand at the stream's end. `None`: the
 /// server does not tell this user.
 pub(super) fn last_delivered(connection: &mut Connection, key: &ConsumerKey) -> Result<Option<EntryId>> {
-    let end = |info: StreamInfo| {
+    let end = |info: commands::StreamInfo| {
         let group = info.groups.iter().find(|group| *group.name == *key.group);
         group.map_or(info.last_id, |group| group.last_delivered_id)
     };
@@ -571,9 +571,9 @@ fn last_id(connection: &mut Connection, stream_id: &str) -> Result<Option<EntryI
 fn stream_property(
     connection: &mut Connection,
     stream_id: &str,
-    read_off: impl FnOnce(StreamInfo) -> EntryId,
+    read_off: impl FnOnce(commands::StreamInfo) -> EntryId,
 ) -> Result<Option<EntryId>> {
-    match stream_info(connection, stream_id) {
+    match commands::stream_info(connection, stream_id) {
         Ok(info) => Ok(Some(read_off(info))),
         // All that will come is new.
         Err(error) if error.is_key_missing() => Ok(Some(EntryId::MIN)),

@@ -4,7 +4,7 @@ use super::{StepStream, check_count};
 use crate::commands;
 use crate::delivery::DEAD_LETTER_FIELDS;
 use crate::endpoint::StreamOutput;
-use crate::entry::{self, Entry};
+use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result};
 
@@ -95,7 +95,7 @@ impl StepStream {
         check_count(max)?;
         let mut connection = self.pool.get()?;
         connection.command("XRANGE", 6).arg(&*output.stream_id).arg("-").arg("+").arg("COUNT").number(max as u64);
-        let entries = connection.request()?.decode("XRANGE", entry::entries)?;
+        let entries = connection.request()?.decode("XRANGE", commands::entries)?;
         Ok(entries.into_iter().filter_map(DeadLetter::from_entry).collect())
     }
 

@@ -1,69 +1,9 @@
 //! What the server knows about a stream, its groups and their pending entries.
 
 use super::StepStream;
-use crate::connection::Connection;
+use crate::commands::{self, Pending, StreamInfo};
 use crate::endpoint::StreamInput;
-use crate::entry_id::EntryId;
 use crate::error::Result;
-use crate::resp::{Cursor, Malformed, Token};
-
-/// A group's entries that were delivered and not acknowledged.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Pending {
-    /// How many there are.
-    pub total: u64,
-    /// The one with the lowest id.
-    pub first_id: Option<EntryId>,
-    /// The one with the greatest id.
-    pub last_id: Option<EntryId>,
-    /// Consumers that have any.
-    pub consumers: Vec<ConsumerPending>,
-}
-
-/// One consumer's share of the pending entries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConsumerPending {
-    /// The consumer's name.
-    pub name: String,
-    /// How many entries are pending for it.
-    pub count: u64,
-}
-
-/// What the server knows about a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StreamInfo {
-    /// How many entries it holds.
-    pub length: u64,
-    /// Its first entry.
-    pub first_id: Option<EntryId>,
-    /// The greatest id it ever had.
-    pub last_id: EntryId,
-    /// How many entries were ever added; servers from 7.0 know.
-    pub entries_added: Option<u64>,
-    /// Its consumer groups.
-    pub groups: Vec<GroupInfo>,
-}
-
-/// What the server knows about a consumer group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GroupInfo {
-    /// The group's name.
-    pub name: String,
-    /// How many consumers it has.
-    pub consumers: u64,
-    /// How many entries were delivered and not acknowledged.
-    pub pending: u64,
-    /// The last entry that was delivered to the group.
-    pub last_delivered_id: EntryId,
-    /// How many entries the group has read; servers from 7.0 know, unless entries were deleted out of order.
-    pub entries_read: Option<u64>,
-    /// How many entries the group has not read yet; under the same condition.
-    pub lag: Option<u64>,
-}
 
 impl StepStream {
     /// How many entries are pending in the input's group, and for whom (`XPENDING`).
@@ -71,9 +11,7 @@ impl StepStream {
     /// Waits at most `socket_timeout` for the server.
     pub fn pending(&self, input: &StreamInput) -> Result<Pending> {
         input.check()?;
-        let mut connection = self.pool.get()?;
-        connection.command("XPENDING", 3).arg(&*input.stream_id).arg(&*input.group);
-        connection.request()?.decode("XPENDING", pending)
+        commands::pending_summary(&mut *self.pool.get()?, &input.consumer_key())
     }
 
     /// The stream's length, ids and groups (`XINFO STREAM`, `XINFO GROUPS`, one round trip).
@@ -83,122 +21,6 @@ impl StepStream {
     /// # Errors
     /// [`Error::Server`](crate::Error::Server) with `ERR no such key` when there is no such stream.
     pub fn info(&self, stream_id: &str) -> Result<StreamInfo> {
-        stream_info(&mut *self.pool.get()?, stream_id)
+        commands::stream_info(&mut *self.pool.get()?, stream_id)
     }
-}
-
-/// The same on any connection.
-pub(crate) fn stream_info(connection: &mut Connection, stream_id: &str) -> Result<StreamInfo> {
-    connection.command("XINFO", 3).arg("STREAM").arg(stream_id);
-    connection.command("XINFO", 3).arg("GROUPS").arg(stream_id);
-    connection.send()?;
-    let stream = connection.receive()?.decode("XINFO STREAM", stream);
-    let groups = connection.receive()?.decode("XINFO GROUPS", groups);
-    // Without a stream there are no groups either; the former is the one to tell of.
-    let (stream, groups) = (stream?, groups?);
-    Ok(StreamInfo { groups, ..stream })
-}
-
-fn pending(reply: &mut Cursor<'_>) -> Result<Pending, Malformed> {
-    const UNEXPECTED: Malformed = "not a count, two ids and a list of consumers";
-    if reply.array()? != Some(4) {
-        return Err(UNEXPECTED);
-    }
-    let mut pending = Pending {
-        total: number(reply)?.unwrap_or_default(),
-        first_id: id(reply)?,
-        last_id: id(reply)?,
-        consumers: Vec::new(),
-    };
-    for _ in 0..reply.array()?.unwrap_or_default() {
-        if reply.array()? != Some(2) {
-            return Err(UNEXPECTED);
-        }
-        pending.consumers.push(ConsumerPending { name: text(reply)?, count: number(reply)?.ok_or(UNEXPECTED)? });
-    }
-    Ok(pending)
-}
-
-fn stream(reply: &mut Cursor<'_>) -> Result<StreamInfo, Malformed> {
-    let (mut info, mut length) = (StreamInfo::default(), None);
-    properties(reply, |name, value| {
-        match name {
-            b"length" => length = number(value)?,
-            b"first-entry" => info.first_id = first_id(value)?,
-            b"last-generated-id" => info.last_id = id(value)?.unwrap_or_default(),
-            b"entries-added" => info.entries_added = number(value)?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    info.length = length.ok_or("no length")?;
-    Ok(info)
-}
-
-fn groups(reply: &mut Cursor<'_>) -> Result<Vec<GroupInfo>, Malformed> {
-    let mut groups = Vec::new();
-    for _ in 0..reply.array()?.unwrap_or_default() {
-        let mut group = GroupInfo::default();
-        properties(reply, |name, value| {
-            match name {
-                b"name" => group.name = text(value)?,
-                b"consumers" => group.consumers = number(value)?.unwrap_or_default(),
-                b"pending" => group.pending = number(value)?.unwrap_or_default(),
-                b"last-delivered-id" => group.last_delivered_id = id(value)?.unwrap_or_default(),
-                b"entries-read" => group.entries_read = number(value)?,
-                b"lag" => group.lag = number(value)?,
-                _ => {}
-            }
-            Ok(())
-        })?;
-        groups.push(group);
-    }
-    Ok(groups)
-}
-
-/// Names and values: a map in RESP3, a flat array in RESP2. The values may be left unread.
-fn properties<'a>(
-    reply: &mut Cursor<'a>,
-    mut property: impl FnMut(&[u8], &mut Cursor<'a>) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
-    let count = match reply.next()? {
-        Token::Map(pairs) => pairs,
-        Token::Array(elements) if elements % 2 == 0 => elements / 2,
-        _ => return Err("not a list of properties"),
-    };
-    for _ in 0..count {
-        let name = reply.bytes()?;
-        property(name, &mut reply.clone())?;
-        reply.skip()?;
-    }
-    Ok(())
-}
-
-/// A number; a server that does not know it says null.
-fn number(reply: &mut Cursor<'_>) -> Result<Option<u64>, Malformed> {
-    Ok(match reply.next()? {
-        Token::Int(number) => u64::try_from(number).ok(),
-        Token::Bulk(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()),
-        _ => None,
-    })
-}
-
-/// An id, or null where there is none.
-fn id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
-    Ok(match reply.next()? {
-        Token::Bulk(bytes) | Token::Simple(bytes) => EntryId::from_bytes(bytes),
-        _ => None,
-    })
-}
-
-/// The id of an entry, or null where there is none.
-fn first_id(reply: &mut Cursor<'_>) -> Result<Option<EntryId>, Malformed> {
-    match reply.array()? {
-        Some(1..) => id(reply),
-        _ => Ok(None),
-    }
-}
-
-fn text(reply: &mut Cursor<'_>) -> Result<String, Malformed> {
-    Ok(String::from_utf8_lossy(reply.bytes()?).into_owned())
 }

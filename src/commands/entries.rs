@@ -1,6 +1,7 @@
 //! Stream entries straight from a reply's bytes, without a `redis::Value` in between.
 
-use super::{Entry, FieldPacker};
+use super::decode_id;
+use crate::entry::{Entry, FieldPacker};
 use crate::entry_id::EntryId;
 use crate::resp::{Cursor, Malformed, Token};
 
@@ -77,7 +78,7 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
         return Err("fewer than two elements in the reply of XAUTOCLAIM");
     }
     let mut packer = FieldPacker::default();
-    let mut claimed = Claimed { next: id(reply)?, ..Claimed::default() };
+    let mut claimed = Claimed { next: decode_id(reply)?, ..Claimed::default() };
     for _ in 0..reply.array()?.unwrap_or_default() {
         match one(reply, &mut packer)? {
             Element::Entry(entry) => claimed.entries.push(entry),
@@ -87,7 +88,7 @@ pub(crate) fn claimed(reply: &mut Cursor<'_>) -> Result<Claimed, Malformed> {
     }
     if parts > 2 {
         for _ in 0..reply.array()?.unwrap_or_default() {
-            claimed.deleted.push(id(reply)?);
+            claimed.deleted.push(decode_id(reply)?);
         }
     }
     for _ in 3..parts {
@@ -114,7 +115,7 @@ fn one(reply: &mut Cursor<'_>, packer: &mut FieldPacker) -> Result<Element, Malf
     if parts < 2 {
         return Err("an entry without fields");
     }
-    let id = id(reply)?;
+    let id = decode_id(reply)?;
     let element = fields(reply, id, packer)?;
     for _ in 2..parts {
         reply.skip()?;
@@ -132,10 +133,6 @@ fn fields(reply: &mut Cursor<'_>, id: EntryId, packer: &mut FieldPacker) -> Resu
         packer.push(name, value).ok_or("a field longer than 4 GiB")?;
     }
     Ok(Element::Entry(packer.take(id)))
-}
-
-fn id(reply: &mut Cursor<'_>) -> Result<EntryId, Malformed> {
-    EntryId::from_bytes(reply.bytes()?).ok_or("an entry id that is not milliseconds-sequence")
 }
 
 #[cfg(test)]
