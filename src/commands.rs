@@ -20,7 +20,7 @@ use crate::entry_id::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
-pub(crate) use add::{Buried, bury, dead_letter, encode_add, receive_id, requeue};
+pub(crate) use add::{Buried, bury, check_message, conclude_add, dead_letter, encode_add, receive_id, requeue};
 pub(crate) use entries::{Received, entries};
 #[cfg(any(fuzzing, test))]
 pub(crate) use entries::{claimed, received};
@@ -31,7 +31,9 @@ pub(crate) use pending::{
     PendingEntry, autoclaim, delete_consumer_without_pending, delivery_counts, group_exists, own_pending,
 };
 pub(crate) use progress::StreamProgress;
-pub(crate) use read::{ack, create_group, receive_acked, receive_read, send_read};
+pub(crate) use read::{
+    MOST_ENTRIES, ack, acknowledge_deleted, create_group, next_block, receive_acked, receive_read, send_read,
+};
 pub(crate) use redelivery::{
     Candidate, GivenBack, NotOurs, SearchPosition, contents, give_back, keep, look_after, look_around, make_pending,
     take,

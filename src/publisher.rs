@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::log_later;
 use crate::net::Interrupter;
 use crate::pool::StepPool;
-use crate::stream::{StepStream, check_message, conclude_add};
+use crate::stream::StepStream;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use turn::{Caller, HandOver, NotReady, RoundTrip, Told, Wake};
 
@@ -107,7 +107,7 @@ impl Publisher {
             return StepStream::new(shared.pool.clone()).publish(&shared.output, message);
         }
         shared.output.check()?;
-        check_message(&message)?;
+        commands::check_message(&message)?;
         let params = shared.pool.params();
         let deadline = Deadline::after(params.socket_connect_timeout.saturating_add(params.socket_timeout));
         let ready = deadline.started();
@@ -247,7 +247,7 @@ impl Shared {
                         answers.push(answer);
                     }
                 }
-                conclude_add(connection, &self.output);
+                commands::conclude_add(connection, &self.output);
             }
             Err(error) => answers.resize(messages, Err(error)),
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::commands;
+use crate::commands::{self, MOST_ENTRIES};
 use crate::endpoint::{StreamInput, check_ttl};
 use crate::error::{Error, Result};
 use crate::pool::StepPool;
@@ -13,8 +13,6 @@ mod publish;
 mod receive;
 
 pub use dead_letters::DeadLetter;
-pub(crate) use publish::{check_message, conclude_add};
-pub(crate) use receive::{acknowledge_deleted, next_block};
 
 /// Streams through a pool: publish, receive, claim, inspect. Clones share the pool.
 ///
@@ -77,9 +75,6 @@ impl StepStream {
         self.pool.ping()
     }
 }
-
-/// The most entries that one call may ask for. The reply is bounded by [`max_reply`](crate::PoolParams::max_reply) besides.
-pub(crate) const MOST_ENTRIES: usize = 1 << 20;
 
 fn check_count(max: usize) -> Result<()> {
     match max {

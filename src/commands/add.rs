@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::pending::{PendingEntry, missing_from_stream, pending_entry};
-use super::{ack, integer, push_id};
+use super::{ack, conclude_refresh, integer, push_id, receive_refresh};
 use crate::connection::Connection;
 use crate::endpoint::{AddStart, ConsumerKey, Retention, StreamOutput, milliseconds};
 use crate::entry::{Message, PAYLOAD_FIELD};
 use crate::entry_id::EntryId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::resp::{Command, Token, header, push_argument};
 
 /// Copies to the dead letter stream, then acknowledges, if the entry's owner and count are still as they were seen, and its
@@ -254,4 +254,19 @@ fn push_fields(command: &mut Command<'_>, fields: &[(&[u8], &[u8])]) {
         command.push(name);
         command.push(value);
     }
+}
+
+/// Takes the reply to the refresh that went along, if one did.
+pub(crate) fn conclude_add(connection: &mut Connection, output: &StreamOutput) {
+    if let (Some(ttl), false) = (output.ttl, connection.has_failed()) {
+        let refresh = receive_refresh(connection);
+        conclude_refresh(connection, &output.stream_id, ttl, refresh);
+    }
+}
+
+pub(crate) fn check_message(message: &Message<'_>) -> Result<()> {
+    if message.len() == 0 {
+        return Err(Error::params("message", "no field; an entry needs at least one"));
+    }
+    Ok(())
 }

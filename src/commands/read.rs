@@ -112,3 +112,31 @@ pub(crate) fn ack(
 fn receive_ack(connection: &mut Connection) -> Result<u64> {
     connection.receive()?.decode("XACK", integer)
 }
+
+/// The longest single wait at the server. A longer `wait_timeout` is made of several, so that a connection which died
+/// silently is noticed.
+pub(crate) const LONGEST_BLOCK: Duration = Duration::from_secs(30);
+
+/// How long the next read may wait at the server: not at all when no time is left, and never so long that the stream would
+/// expire meanwhile.
+pub(crate) fn next_block(left: Duration, ttl: Option<Duration>) -> Option<Duration> {
+    let longest = ttl.map_or(LONGEST_BLOCK, |ttl| LONGEST_BLOCK.min(ttl / 2));
+    Some(left.min(longest)).filter(|block| !block.is_zero())
+}
+
+/// Entries that were trimmed or deleted while pending can only be taken off the pending list.
+pub(crate) fn acknowledge_deleted(connection: &mut Connection, key: &ConsumerKey, deleted: &[EntryId]) -> Result<()> {
+    if let (Some(first), false) = (deleted.first(), deleted.is_empty()) {
+        log::warn!(
+            "{} entries of stream {} were trimmed or deleted while pending for group {}, the first of them {first}",
+            deleted.len(),
+            key.stream_id,
+            key.group,
+        );
+        ack(connection, key, deleted.iter().copied())?;
+    }
+    Ok(())
+}
+
+/// The most entries that one call may ask for. The reply is bounded by [`max_reply`](crate::PoolParams::max_reply) besides.
+pub(crate) const MOST_ENTRIES: usize = 1 << 20;

@@ -12,6 +12,7 @@ use super::reader::{Leftover, Reader, last_delivered};
 use super::shared::{Settings, Shared};
 use super::{Consumer, Threads};
 use crate::commands;
+use crate::commands::MOST_ENTRIES;
 use crate::connection::Connection;
 use crate::consumer_name::unique_name;
 use crate::deadline::Deadline;
@@ -20,7 +21,7 @@ use crate::endpoint::{StartId, StreamInput, StreamOutput};
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
 use crate::pool::StepPool;
-use crate::stream::{MOST_ENTRIES, StepStream};
+use crate::stream::StepStream;
 
 /// Beyond this, clocks overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

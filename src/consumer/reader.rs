@@ -24,7 +24,6 @@ use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
 use crate::latch::lock;
-use crate::stream::next_block;
 use own_pending::OwnPending;
 pub(super) use own_pending::Unseen;
 use queue::Queue;
@@ -415,7 +414,7 @@ impl Reader {
         } else if self.shared.settings.claim && !self.shared.reader.can_be_woken() {
             longest = longest.min(self.shared.claim_interval());
         }
-        Some(next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK))
+        Some(commands::next_block(longest, input.ttl).unwrap_or(SHORTEST_BLOCK))
     }
 
     /// Since when the server counts as fresh what has just arrived. When it was sent is not known; on a slow line that was

@@ -30,7 +30,7 @@ impl StepStream {
     pub fn publish<'a>(&self, output: &StreamOutput, message: impl Into<Message<'a>>) -> Result<EntryId> {
         let message = message.into();
         output.check()?;
-        check_message(&message)?;
+        commands::check_message(&message)?;
         let mut connection = self.pool.get()?;
         connection.append(1, |request| commands::encode_add(request, output, &message));
         if let Some(ttl) = output.ttl {
@@ -38,7 +38,7 @@ impl StepStream {
         }
         connection.send()?;
         let id = commands::receive_id(&mut connection, "XADD");
-        conclude_add(&mut connection, output);
+        commands::conclude_add(&mut connection, output);
         id
     }
 
@@ -59,7 +59,7 @@ impl StepStream {
         output.check()?;
         let mut messages = messages.into_iter().map(Into::into).peekable();
         let Some(first) = messages.peek() else { return Ok(Vec::new()) };
-        check_message(first)?;
+        commands::check_message(first)?;
         let mut connection = self.pool.get()?;
         let answers = Vec::with_capacity(messages.size_hint().0.min(MOST_EXPECTED));
         let mut batch =
@@ -117,7 +117,7 @@ impl Batch<'_> {
         while piece < PIECE_MESSAGES && self.connection.unsent() < PIECE_BYTES {
             let Some(message) = messages.next() else { break };
             self.taken += 1;
-            if let Err(error) = check_message(&message) {
+            if let Err(error) = commands::check_message(&message) {
                 // The messages before it are not to blame.
                 if piece > 0 {
                     self.send_last_piece(piece)?;
@@ -162,7 +162,7 @@ impl Batch<'_> {
             }
         }
         if self.pieces.is_empty() {
-            conclude_add(self.connection, self.output);
+            commands::conclude_add(self.connection, self.output);
         } else if self.output.ttl.is_some() {
             // What may have to follow a refresh needs a connection that is owed nothing: the last piece's will do.
             let _ = commands::receive_refresh(self.connection);
@@ -175,19 +175,4 @@ impl Batch<'_> {
         let answered = self.answers.iter().map(|id| Some(*id).filter(|id| *id != EntryId::MIN));
         answered.chain(std::iter::repeat(None)).take(self.taken).collect()
     }
-}
-
-/// Takes the reply to the refresh that went along, if one did.
-pub(crate) fn conclude_add(connection: &mut Connection, output: &StreamOutput) {
-    if let (Some(ttl), false) = (output.ttl, connection.has_failed()) {
-        let refresh = commands::receive_refresh(connection);
-        commands::conclude_refresh(connection, &output.stream_id, ttl, refresh);
-    }
-}
-
-pub(crate) fn check_message(message: &Message<'_>) -> Result<()> {
-    if message.len() == 0 {
-        return Err(Error::params("message", "no field; an entry needs at least one"));
-    }
-    Ok(())
 }

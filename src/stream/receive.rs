@@ -13,10 +13,6 @@ use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::Result;
 
-/// The longest single wait at the server. A longer `wait_timeout` is made of several, so that a connection which died
-/// silently is noticed.
-pub(crate) const LONGEST_BLOCK: Duration = Duration::from_secs(30);
-
 impl StepStream {
     /// Waits for the next entry that no consumer of the group has seen (`XREADGROUP ... >`), and refreshes the stream's
     /// expiry if the input has one. `None`: nothing came.
@@ -49,7 +45,7 @@ impl StepStream {
         let wait = Deadline::after(input.wait_timeout);
         let mut done = done;
         loop {
-            let block = next_block(wait.left(), input.ttl);
+            let block = commands::next_block(wait.left(), input.ttl);
             let acks = done.iter().map(|receipt| receipt.id);
             commands::send_read(&mut connection, &key, acks, max, block, input.ttl)?;
             let acked = if done.is_empty() { Ok(()) } else { commands::receive_acked(&mut connection) };
@@ -66,7 +62,7 @@ impl StepStream {
             if received.entries.is_empty() && received.deleted.is_empty() && !wait.left().is_zero() {
                 continue;
             }
-            acknowledge_deleted(&mut connection, &key, &received.deleted)?;
+            commands::acknowledge_deleted(&mut connection, &key, &received.deleted)?;
             drop(connection);
             return Ok(self.deliveries(input, key, received.entries));
         }
@@ -138,7 +134,7 @@ impl StepStream {
                 break;
             }
         }
-        acknowledge_deleted(&mut connection, &key, &deleted)?;
+        commands::acknowledge_deleted(&mut connection, &key, &deleted)?;
         let counts = commands::delivery_counts(&mut connection, &key, entries.iter())?;
         drop(connection);
         // An entry without a count is no longer ours: someone took it over between the two steps.
@@ -162,25 +158,4 @@ fn give_back_unread(connection: &mut Connection, key: &ConsumerKey, input: &Stre
     if let Err(error) = commands::give_back(connection, key, input.claim_idle, &given_back) {
         log::warn!("{} entries of stream {} stay pending unread: {error}", entries.len(), key.stream_id);
     }
-}
-
-/// How long the next read may wait at the server: not at all when no time is left, and never so long that the stream would
-/// expire meanwhile.
-pub(crate) fn next_block(left: Duration, ttl: Option<Duration>) -> Option<Duration> {
-    let longest = ttl.map_or(LONGEST_BLOCK, |ttl| LONGEST_BLOCK.min(ttl / 2));
-    Some(left.min(longest)).filter(|block| !block.is_zero())
-}
-
-/// Entries that were trimmed or deleted while pending can only be taken off the pending list.
-pub(crate) fn acknowledge_deleted(connection: &mut Connection, key: &ConsumerKey, deleted: &[EntryId]) -> Result<()> {
-    if let (Some(first), false) = (deleted.first(), deleted.is_empty()) {
-        log::warn!(
-            "{} entries of stream {} were trimmed or deleted while pending for group {}, the first of them {first}",
-            deleted.len(),
-            key.stream_id,
-            key.group,
-        );
-        commands::ack(connection, key, deleted.iter().copied())?;
-    }
-    Ok(())
 }

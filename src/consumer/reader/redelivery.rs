@@ -236,7 +236,7 @@ impl Reader {
         if deleted.is_empty() {
             return Ok(());
         }
-        connection.ask(|server| crate::stream::acknowledge_deleted(server, &self.shared.key, deleted))?;
+        connection.ask(|server| commands::acknowledge_deleted(server, &self.shared.key, deleted))?;
         self.shared.in_flight.forget(deleted);
         self.shared.counters.trimmed.add(deleted.len() as u64);
         Ok(())
