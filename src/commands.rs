@@ -5,6 +5,7 @@
 //! See <https://redis.io/docs/latest/develop/programmability/eval-intro/>.
 
 mod add;
+mod dead_letters;
 mod entries;
 mod expiry;
 mod info;
@@ -20,7 +21,8 @@ use crate::entry_id::EntryId;
 use crate::error::Error;
 use crate::resp::{Command, Cursor, Malformed, Token};
 
-pub(crate) use add::{Buried, bury, check_message, conclude_add, dead_letter, encode_add, receive_id, requeue};
+pub(crate) use add::{check_message, conclude_add, encode_add, receive_id};
+pub(crate) use dead_letters::{Buried, bury, dead_letter, requeue};
 pub(crate) use entries::{Received, entries};
 #[cfg(any(fuzzing, test))]
 pub(crate) use entries::{claimed, received};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::entry::Entry;
 use crate::entry_id::EntryId;
 use crate::error::Result;
-pub(crate) use settle::{DEAD_LETTER_FIELDS, PoolSettler, Receipt, Settle, Settlement, bury};
+pub(crate) use settle::{PoolSettler, Receipt, Settle, Settlement};
 
 /// An entry that the server has delivered to this consumer and expects an acknowledgement for.
 ///

@@ -239,6 +239,7 @@ mod commands;
 mod connection;
 mod consumer;
 mod consumer_name;
+mod dead_letter;
 mod deadline;
 mod delivery;
 mod endpoint;
@@ -268,6 +269,7 @@ pub use consumer::{
 };
 /// The channel in [`Consumer::receiver`]'s signature.
 pub use crossbeam_channel;
+pub use dead_letter::DeadLetter;
 pub use delivery::{Delivery, OnDrop};
 pub use endpoint::{Retention, StartId, StreamInput, StreamOutput};
 pub use entry::{Entry, IntoBytes, Message};
@@ -282,7 +284,7 @@ pub use redis;
 /// The TLS library whose configuration [`TlsParams`] takes.
 #[cfg(feature = "tls")]
 pub use rustls;
-pub use stream::{DeadLetter, StepStream};
+pub use stream::StepStream;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -12,8 +12,6 @@ mod inspect;
 mod publish;
 mod receive;
 
-pub use dead_letters::DeadLetter;
-
 /// Streams through a pool: publish, receive, claim, inspect. Clones share the pool.
 ///
 /// Each method borrows one connection and gives it back: it waits at most `connection_available_timeout` for the connection

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::commands::{self, Buried, GivenBack, PendingEntry};
-use crate::connection::Connection;
+use crate::commands::{self, GivenBack, PendingEntry};
 use crate::endpoint::{ConsumerKey, StreamInput, StreamOutput};
 use crate::entry::Entry;
 use crate::entry_id::EntryId;
@@ -91,7 +90,7 @@ impl PoolSettler {
         })?;
         let owner = self.key.consumer.as_bytes().into();
         let seen = PendingEntry { id: receipt.id, owner, deliveries: receipt.deliveries };
-        move_to_dead_letters(&mut *self.pool.get()?, &self.key, &seen, Duration::ZERO, entry, output, reason)
+        commands::dead_letter(&mut *self.pool.get()?, &self.key, &seen, Duration::ZERO, entry, output, reason)
     }
 }
 
@@ -110,83 +109,5 @@ impl Settle for PoolSettler {
 
     fn ack_batch(&self, receipts: &[Receipt]) -> Result<()> {
         commands::ack(&mut *self.pool.get()?, &self.key, receipts.iter().map(|receipt| receipt.id)).map(drop)
-    }
-}
-
-/// The names of the fields that follow an entry's own in the dead letter stream, in this order.
-pub(crate) const DEAD_LETTER_FIELDS: [&str; 6] =
-    ["origin-stream", "origin-group", "origin-consumer", "origin-id", "deliveries", "reason"];
-
-/// Copies an entry to the dead letter stream with its origin and the reason, and acknowledges it. `false`: it was no longer
-/// as it was seen, another consumer's or delivered again, or has not lain idle for `min_idle`, and nothing was done.
-pub(crate) fn move_to_dead_letters(
-    connection: &mut Connection,
-    key: &ConsumerKey,
-    seen: &PendingEntry,
-    min_idle: Duration,
-    entry: &Entry,
-    output: &StreamOutput,
-    reason: &str,
-) -> Result<bool> {
-    with_origin(key, seen, reason, |origin| {
-        let mut fields: Vec<(&[u8], &[u8])> = entry.fields().collect();
-        fields.extend(origin);
-        let moved = commands::dead_letter(connection, key, seen, min_idle, output, &fields)?;
-        if moved.is_some() {
-            refresh_dead_letters(connection, output);
-        }
-        Ok(moved.is_some())
-    })
-}
-
-/// The same for an entry whose content is not here: the server copies what the stream holds.
-pub(crate) fn bury(
-    connection: &mut Connection,
-    key: &ConsumerKey,
-    seen: &PendingEntry,
-    min_idle: Duration,
-    output: &StreamOutput,
-    reason: &str,
-) -> Result<Buried> {
-    let buried =
-        with_origin(key, seen, reason, |origin| commands::bury(connection, key, seen, min_idle, output, origin))?;
-    match buried {
-        Buried::Moved => refresh_dead_letters(connection, output),
-        Buried::TooLong => {
-            let content = commands::contents(connection, &key.stream_id, &[seen.id])?.pop().flatten();
-            let Some(entry) = content else { return Ok(Buried::Deleted) };
-            let moved = move_to_dead_letters(connection, key, seen, min_idle, &entry, output, reason)?;
-            return Ok(if moved { Buried::Moved } else { Buried::Changed });
-        }
-        Buried::Changed | Buried::Deleted => {}
-    }
-    Ok(buried)
-}
-
-/// The fields that follow an entry's own in the dead letter stream.
-fn with_origin<T>(
-    key: &ConsumerKey,
-    seen: &PendingEntry,
-    reason: &str,
-    write: impl FnOnce(&[(&[u8], &[u8])]) -> T,
-) -> T {
-    let (id, deliveries) = (seen.id.to_string(), seen.deliveries.to_string());
-    let values = [
-        key.stream_id.as_bytes(),
-        key.group.as_bytes(),
-        &seen.owner,
-        id.as_bytes(),
-        deliveries.as_bytes(),
-        reason.as_bytes(),
-    ];
-    let fields: Vec<_> = DEAD_LETTER_FIELDS.iter().zip(values).map(|(name, value)| (name.as_bytes(), value)).collect();
-    write(&fields)
-}
-
-fn refresh_dead_letters(connection: &mut Connection, output: &StreamOutput) {
-    if let Some(ttl) = output.ttl
-        && let Err(error) = commands::refresh(connection, &output.stream_id, ttl)
-    {
-        log::warn!("the expiry of stream {} was not refreshed: {error}", output.stream_id);
     }
 }

@@ -8,7 +8,7 @@ use super::own_pending::next_hand_out;
 use super::{LONGEST_LAST_CHANCE, LOOK_AGAIN, Reader, WatchedConnection};
 use crate::commands::{self, Buried, Candidate, PendingEntry};
 use crate::consumer::in_flight::Phase;
-use crate::delivery::{Receipt, bury};
+use crate::delivery::Receipt;
 use crate::entry_id::EntryId;
 use crate::error::{Error, Result, with_causes};
 
@@ -193,7 +193,8 @@ impl Reader {
             }
             let Candidate { pending, min_idle, .. } = &candidate;
             let reason = format!("delivered {} times", pending.deliveries);
-            let buried = connection.ask(|server| bury(server, &shared.key, pending, *min_idle, output, &reason));
+            let buried =
+                connection.ask(|server| commands::bury(server, &shared.key, pending, *min_idle, output, &reason));
             match buried.map_err(|error| self.name_entry(error, std::slice::from_ref(&candidate))) {
                 Ok(Buried::Moved) => self.note_dead_letter(candidate.id(), &reason),
                 Ok(Buried::Deleted) => deleted.push(candidate.id()),
