@@ -229,14 +229,13 @@ impl Line {
         Line { scene, proxy, params }
     }
 
-    /// One of each kind.
+    /// One of each kind that the server and the build have.
     pub(crate) fn all() -> Vec<Line> {
-        vec![
-            Line::plain(),
-            Line::resp2(),
-            #[cfg(feature = "tls")]
-            Line::tls(),
-        ]
+        #[cfg(feature = "tls")]
+        if crate::common::server_speaks_tls() {
+            return vec![Line::plain(), Line::resp2(), Line::tls()];
+        }
+        vec![Line::plain(), Line::resp2()]
     }
 
     /// A consumer through the proxy, with every setting at its default.
