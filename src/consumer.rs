@@ -285,7 +285,9 @@ pub struct StopHandle {
 
 impl StopHandle {
     /// Ends the consumer's loop: the reader is woken within milliseconds, what it has read is still handed out, and then
-    /// the iterators end. Returns at once; a second call does nothing.
+    /// the iterators end. On a slow line the reader is waited for as long as two connects took, so that what is on its way
+    /// arrives, but no longer than half of [`close_timeout`](ConsumerBuilder::close_timeout). Returns at once; a second call
+    /// does nothing.
     pub fn stop(&self) {
         self.shared.stop();
     }

@@ -129,7 +129,9 @@ impl Delivery {
 
     /// Acknowledges the entry: it is done and does not come again (`XACK`).
     ///
-    /// An entry that somebody else has acknowledged in the meantime is fine too.
+    /// An entry that somebody else has acknowledged in the meantime is fine too. If another consumer has taken over what a
+    /// [`Consumer`](crate::Consumer) handed out, nothing is acknowledged and no error returned: the entry is that consumer's
+    /// to finish.
     ///
     /// # Errors
     /// Those of a command through the pool. The entry stays pending and comes again.

@@ -117,7 +117,7 @@
 //! | `try_iter`, `timeout_iter` | nothing, the given limit | the given limit |
 //! | [`Delivery::ack`] of a consumer | nothing ([`AckMode::Queued`]) | - |
 //! | [`Delivery::ack`] otherwise | the checkout, the server | `connection_available_timeout` + `socket_timeout` |
-//! | [`StopHandle::stop`] | nothing; the reader wakes within milliseconds | - |
+//! | [`StopHandle::stop`] | nothing; the reader wakes within milliseconds, on a slow line within `close_timeout` / 2 | - |
 //! | [`Consumer::close`], Drop | last acknowledgements, threads | `close_timeout` (2 s) + 0.1 s |
 //!
 //! The first row comes on top of the others that need a pooled connection. The limits hold for a call as a whole, against a

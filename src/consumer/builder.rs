@@ -104,7 +104,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Whether to take over entries that lay idle at other consumers for `claim_idle` (`XAUTOCLAIM`). Without it, what
+    /// Whether to take over entries that lay idle at other consumers for `claim_idle` (`XPENDING`, `XCLAIM`). Without it, what
     /// `release`, `retry_after` and `leave` gave back comes again only to consumers that claim. Defaults to true.
     pub fn claim(mut self, claim: bool) -> ConsumerBuilder {
         self.settings.claim = claim;

@@ -47,7 +47,8 @@ impl FusedIterator for IntoIter {}
 
 /// Takes what is there; made by [`Consumer::try_iter`].
 ///
-/// `next` never blocks. `None` means that nothing is there now; `Some` may follow.
+/// `next` never blocks. `None` means that nothing is there now, or that the server has yet to confirm the acknowledgement of an
+/// entry that was handed out [for the last time](crate#what-is-a-delivery); `Some` may follow.
 #[derive(Debug)]
 pub struct TryIter<'a> {
     pub(super) consumer: &'a Consumer,

@@ -217,17 +217,16 @@ impl Way {
 /// Over TCP with either protocol, over a Unix socket, and over TLS where the server speaks it.
 pub(crate) fn every_way() -> Vec<Way> {
     let tcp = |server: &Server| PoolParams::new("127.0.0.1", server.port());
-    #[allow(unused_mut)]
-    let mut ways = vec![
+    let plain = [
         Way::new("RESP3", Server::builder(), tcp),
         Way::new("RESP2", Server::builder(), |server| tcp(server).protocol(Protocol::Resp2)),
         Way::new("Unix socket", Server::builder().unix(), |server| PoolParams::unix(server.unix_path())),
     ];
     #[cfg(feature = "tls")]
-    if server_speaks_tls() {
-        ways.push(Way::over_tls());
-    }
-    ways
+    let tls = server_speaks_tls().then(Way::over_tls);
+    #[cfg(not(feature = "tls"))]
+    let tls = None;
+    plain.into_iter().chain(tls).collect()
 }
 
 /// A bench for each way, whose stream goes that way.
