@@ -144,6 +144,23 @@ fn a_logger_that_panics_at_what_an_attempt_says_costs_nobody_anything() {
 }
 
 #[test]
+fn after_a_long_outage_a_short_hole_is_as_short_as_before() {
+    let is_silent = |index| index < 3 || index == 4;
+    let peer = Peer::tcp_each(move |index| if is_silent(index) { Behaviour::Silent } else { healthy() });
+    let params = params(peer.port()).max_connections(1).connection_available_timeout(Duration::from_millis(500));
+    let pool = StepPool::new(params.socket_connect_timeout(Duration::from_secs(60))).unwrap();
+    // Each attempt that gives way leaves twice as long to the next: the line may be slow.
+    let connection = pool.get_timeout(LIMIT).unwrap();
+    assert_eq!(peer.connections(), 4);
+    connection.interrupter().interrupt();
+    drop(connection);
+    let started = Instant::now();
+    pool.get_timeout(LIMIT).unwrap();
+    assert_eq!(peer.connections(), 6);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[test]
 fn attempts_that_hang_do_not_hold_up_those_that_would_not() {
     // In the hole vanish as many as one checkout tries.
     for (max, hole) in [(10, 2), (1, 1)] {
