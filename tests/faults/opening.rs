@@ -8,7 +8,7 @@ use step_redis::redis;
 use step_redis::{ConnectStep, Error, PoolParams, Protocol, StepPool, StepStream, StreamOutput};
 
 use crate::common::{Behaviour, Direction, Peer, Proxy, Server, Step};
-use crate::support::{LIMIT, PanickingLogger, SLACK, Scene, quick, remember_logs};
+use crate::support::{ActingLogger, LIMIT, PanickingLogger, SLACK, Scene, quick, remember_logs};
 
 fn params(port: u16) -> PoolParams {
     PoolParams::new("127.0.0.1", port)
@@ -141,6 +141,26 @@ fn a_logger_that_panics_at_what_an_attempt_says_costs_nobody_anything() {
     let held = [pool.get().unwrap(), pool.get().unwrap()];
     assert_eq!((pool.state().opened, pool.state().failed, pool.state().last_error), (2, 0, None));
     drop((panicking, held));
+}
+
+#[test]
+fn a_logger_that_wants_a_connection_itself_neither_fills_the_pool_nor_multiplies_attempts() {
+    remember_logs();
+    let scene = Scene::new();
+    let proxy = Proxy::start(scene.server.port());
+    let limit = Duration::from_secs(1);
+    let pool = StepPool::new(quick(proxy.port()).max_connections(3).connection_available_timeout(limit)).unwrap();
+    let for_logger = pool.clone();
+    let acting = ActingLogger::at(format!("127.0.0.1:{}", proxy.port()), move || {
+        // Whether there is one or not: this is about what it does to others.
+        drop(for_logger.get_timeout(Duration::from_millis(300)));
+    });
+    proxy.refuse(true);
+    pool.get().unwrap_err();
+    assert!(pool.state().failed <= 20, "{:?}", pool.state());
+    proxy.heal();
+    pool.get().unwrap();
+    drop(acting);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -326,6 +326,29 @@ impl Drop for PanickingLogger {
     }
 }
 
+type Action = Arc<dyn Fn() + Send + Sync>;
+
+static ACT_EVERYWHERE_AT: Mutex<Vec<(String, Action)>> = Mutex::new(Vec::new());
+
+/// From now on, until the value is dropped, the logger does something when any thread logs something with this text in it,
+/// which no other test's lines have.
+#[must_use]
+pub(crate) struct ActingLogger(String);
+
+impl ActingLogger {
+    pub(crate) fn at(text: String, action: impl Fn() + Send + Sync + 'static) -> ActingLogger {
+        let action: Action = Arc::new(action);
+        ACT_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).push((text.clone(), action));
+        ActingLogger(text)
+    }
+}
+
+impl Drop for ActingLogger {
+    fn drop(&mut self) {
+        ACT_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).retain(|(text, _)| *text != self.0);
+    }
+}
+
 static RECORDS: Mutex<Vec<(Instant, Level, String)>> = Mutex::new(Vec::new());
 
 struct Remember;
@@ -343,6 +366,8 @@ impl Log for Remember {
             PANIC_AT.get().is_some_and(|part| text.contains(part)) || everywhere.iter().any(|part| text.contains(part));
         records.push((Instant::now(), record.level(), text.clone()));
         drop(records);
+        let actions = ACT_EVERYWHERE_AT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        actions.iter().filter(|(part, _)| text.contains(part)).for_each(|(_, action)| action());
         match ONCE_AT.take() {
             Some((part, what)) if text.contains(part) => what(),
             other => ONCE_AT.set(other),
